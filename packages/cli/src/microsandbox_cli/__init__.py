@@ -1,0 +1,3 @@
+"""msb, the microsandbox command line."""
+
+__version__ = "0.1.0"

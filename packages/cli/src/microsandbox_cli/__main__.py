@@ -1,0 +1,5 @@
+"""Entry point of `msb`."""
+
+
+def main() -> None:
+    """Run the command line."""

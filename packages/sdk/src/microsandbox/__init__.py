@@ -1,0 +1,3 @@
+"""Sandboxes as microVMs: create, exec, stop."""
+
+__version__ = "0.1.0"
