@@ -1,9 +1,26 @@
-//! Native half of `microsandbox_oci`.
+//! Native half of `microsandbox_oci`: tar streams and directories in, EROFS images out.
+//!
+//! The way of a layer: [`source`] decompresses and hashes, [`tar`] parses, [`tree`] keeps the names and
+//! attributes, [`blob`] takes file contents as they come, and [`erofs`] writes the metadata behind them.
+//! [`merge`] reads the metadata of several layers back and writes one that points into all of them.
 
-use pyo3::prelude::*;
+pub mod blob;
+pub mod check;
+pub mod convert;
+pub mod erofs;
+pub mod error;
+pub mod fingerprint;
+pub mod limits;
+pub mod merge;
+pub mod pack;
+pub mod path;
+#[cfg(all(feature = "python", not(test)))]
+mod python;
+pub mod source;
+pub mod tar;
+pub mod tree;
+pub mod vmdk;
+pub mod xattr;
 
-#[pymodule]
-fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
-    m.add("__version__", env!("CARGO_PKG_VERSION"))?;
-    Ok(())
-}
+pub use error::{Code, Error, Result};
+pub use limits::Limits;

@@ -1,3 +1,101 @@
-"""Sandboxes as microVMs: create, exec, stop."""
+"""Sandboxes as microVMs: `Sandbox.create`, `exec`, `stop`.
+
+Names are loaded when they are first used: the supervisor and `msb` import parts of this package on
+the way to starting a VM, and pay only for those.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from microsandbox.errors import (
+        AlreadyExists,
+        BootFailed,
+        ConfigError,
+        ExecError,
+        ExecFailed,
+        ExecTimeout,
+        ImageError,
+        ImageInUse,
+        ImageInvalid,
+        ImageNotFound,
+        MicrosandboxError,
+        NoHypervisor,
+        NotRunning,
+        OutcomeUnknown,
+        SandboxError,
+        SandboxNotFound,
+        StartError,
+        StateError,
+        StillRunning,
+    )
+    from microsandbox.execution import ExecEvent, ExecHandle, ExecOutput, Stdin, StdinSink
+    from microsandbox.sandbox import Sandbox, SandboxInfo, Status
+
+_HOME = {
+    "execution": ("ExecEvent", "ExecHandle", "ExecOutput", "Stdin", "StdinSink"),
+    "sandbox": ("Sandbox", "SandboxInfo", "Status"),
+    "errors": (
+        "AlreadyExists",
+        "BootFailed",
+        "ConfigError",
+        "ExecError",
+        "ExecFailed",
+        "ExecTimeout",
+        "ImageError",
+        "ImageInUse",
+        "ImageInvalid",
+        "ImageNotFound",
+        "MicrosandboxError",
+        "NoHypervisor",
+        "NotRunning",
+        "OutcomeUnknown",
+        "SandboxError",
+        "SandboxNotFound",
+        "StartError",
+        "StateError",
+        "StillRunning",
+    ),
+}
+
+__all__ = [
+    "AlreadyExists",
+    "BootFailed",
+    "ConfigError",
+    "ExecError",
+    "ExecEvent",
+    "ExecFailed",
+    "ExecHandle",
+    "ExecOutput",
+    "ExecTimeout",
+    "ImageError",
+    "ImageInUse",
+    "ImageInvalid",
+    "ImageNotFound",
+    "MicrosandboxError",
+    "NoHypervisor",
+    "NotRunning",
+    "OutcomeUnknown",
+    "Sandbox",
+    "SandboxError",
+    "SandboxInfo",
+    "SandboxNotFound",
+    "StartError",
+    "StateError",
+    "Status",
+    "Stdin",
+    "StdinSink",
+    "StillRunning",
+]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOME.items():
+        if name in names:
+            from importlib import import_module
+
+            return getattr(import_module(f"microsandbox.{module}"), name)
+    raise AttributeError(f"module 'microsandbox' has no attribute {name!r}")

@@ -1,0 +1,65 @@
+# The whole contributor interface: `make help` lists it.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+# Where scripts/bootstrap puts uv if the machine has none.
+export PATH := $(CURDIR)/.tools/bin:$(PATH)
+
+RUN := uv run --no-sync
+MODULES := microsandbox_core microsandbox_net microsandbox_fs microsandbox_oci microsandbox microsandbox_cli
+# What a checkout holds besides its sources once it is built.
+BUILT := packages/core/src/microsandbox_core/_agent/agentd $(foreach p,net fs oci,packages/$p/src/microsandbox_$p/_native.abi3.so)
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+.PHONY: environment
+environment:
+	@scripts/bootstrap
+	@uv sync
+# uv knows when sources change, not when somebody removes what was built from them.
+	@ls $(BUILT) >/dev/null 2>&1 || uv sync $(foreach p,core net fs oci,--reinstall-package microsandbox-$p)
+
+.PHONY: setup
+setup: environment ## build everything, and install QEMU, e2fsprogs and the guest kernel if missing
+	@$(RUN) msb setup
+
+.PHONY: demo
+demo: setup ## build an image, boot microVMs from it, show what the guest printed
+	@$(RUN) python demo/demo.py
+
+.PHONY: test
+test: setup ## all tests, Rust and Python (PYTEST="-m 'not slow'" passes options on)
+	@scripts/need mkfs.erofs=erofs-utils busybox=busybox-static tmux=tmux
+	cargo test --workspace --locked --quiet
+	$(RUN) pytest $(PYTEST)
+
+.PHONY: lint
+lint: environment ## formatting, style, types, import directions
+	$(RUN) ruff check
+	$(RUN) ruff format --check
+	$(RUN) mypy $(foreach m,$(MODULES),-p $m)
+	MYPYPATH=demo $(RUN) mypy --explicit-package-bases $(wildcard packages/*/tests tests demo)
+	$(RUN) lint-imports
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
+
+.PHONY: bench
+bench: setup ## figures for start latency, throughput and memory
+	@for bench in $(or $(wildcard tests/performance/run.py),$(sort $(wildcard tests/performance/bench_*.py))); do \
+	  $(RUN) python "$$bench"; \
+	done
+
+.PHONY: wheels
+wheels: environment ## source distributions and wheels of all packages, into dist/
+	uv build --all-packages
+
+.PHONY: clean
+clean: ## remove everything that was built; the state in $MSB_HOME stays
+	rm -rf target dist .venv .tools .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(BUILT) packages/core/src/microsandbox_core/_agent
+	find packages tests demo -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,171 @@
+//! Control groups: one for the whole workload, with less memory than the machine has, and one in
+//! it per exec, so that everything an exec started can be found, counted and killed.
+
+use std::ffi::CString;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use crate::log;
+use crate::sys::{self, fd};
+
+/// The group of the workload.
+const WORKLOAD: &str = "msb";
+/// Memory left to agentd and the kernel: without it the workload's out-of-memory would be the
+/// machine's. A thirty-second of all, within these bounds.
+const RESERVE_LEAST: u64 = 8 << 20;
+const RESERVE_MOST: u64 = 64 << 20;
+
+/// The workload's group.
+pub struct Cgroups {
+    /// Held open, so that the workload unmounting /sys/fs/cgroup changes nothing here.
+    workload: OwnedFd,
+    count: u64,
+    /// Groups of ended execs that still have processes in them.
+    left: Vec<CString>,
+}
+
+/// The group of one exec.
+pub struct Cgroup {
+    name: CString,
+    directory: OwnedFd,
+}
+
+impl Cgroup {
+    /// The directory, for clone3's CLONE_INTO_CGROUP.
+    pub fn directory(&self) -> &OwnedFd {
+        &self.directory
+    }
+
+    /// Kills every process in the group, also those that left the process group.
+    pub fn kill(&self) {
+        if let Err(error) = write_at(&self.directory, c"cgroup.kill", b"1") {
+            log::error(&format!("cgroup.kill: {error}"));
+        }
+    }
+
+    /// Whether the kernel killed a process of this group for memory.
+    pub fn oom_killed(&self) -> bool {
+        read_at(&self.directory, c"memory.events").is_ok_and(|text| oom_kills(&text) > 0)
+    }
+}
+
+impl Cgroups {
+    /// Makes the workload's group; without it (a kernel without cgroups) execs run in none.
+    pub fn new(root: Option<OwnedFd>) -> Option<Cgroups> {
+        match workload(&root?) {
+            Ok(workload) => Some(Cgroups {
+                workload,
+                count: 0,
+                left: Vec::new(),
+            }),
+            Err(error) => {
+                log::error(&format!("no control group: {error}"));
+                None
+            }
+        }
+    }
+
+    /// A group for one exec.
+    pub fn create(&mut self) -> io::Result<Cgroup> {
+        self.count += 1;
+        let name = CString::new(format!("exec-{}", self.count))?;
+        Ok(Cgroup {
+            directory: make(&self.workload, &name)?,
+            name,
+        })
+    }
+
+    /// Gives a group back when its exec has ended. It goes when its last process does.
+    pub fn retire(&mut self, group: Cgroup) {
+        if !self.remove(&group.name) {
+            self.left.push(group.name);
+        }
+    }
+
+    /// Removes the groups whose last process has ended since; whether some are left.
+    pub fn sweep(&mut self) -> bool {
+        let mut left = std::mem::take(&mut self.left);
+        left.retain(|name| !self.remove(name));
+        self.left = left;
+        !self.left.is_empty()
+    }
+
+    pub fn has_left(&self) -> bool {
+        !self.left.is_empty()
+    }
+
+    /// Kills the whole workload at once: what forks faster than signals come cannot escape.
+    pub fn kill_all(&self) {
+        if let Err(error) = write_at(&self.workload, c"cgroup.kill", b"1") {
+            log::error(&format!("cgroup.kill: {error}"));
+        }
+    }
+
+    fn remove(&self, name: &CString) -> bool {
+        let at = self.workload.as_raw_fd();
+        // SAFETY: `name` is a valid C string for the whole call.
+        let result = unsafe { libc::unlinkat(at, name.as_ptr(), libc::AT_REMOVEDIR) };
+        // Anything but "busy" means that there is nothing to come back for.
+        result == 0 || io::Error::last_os_error().raw_os_error() != Some(libc::EBUSY)
+    }
+}
+
+fn workload(root: &OwnedFd) -> io::Result<OwnedFd> {
+    let name = CString::new(WORKLOAD)?;
+    write_at(root, c"cgroup.subtree_control", b"+memory +pids")?;
+    let group = make(root, &name)?;
+    write_at(&group, c"cgroup.subtree_control", b"+memory +pids")?;
+    let total = total_memory()?;
+    let reserve = (total / 32).clamp(RESERVE_LEAST, RESERVE_MOST);
+    let limit = total.saturating_sub(reserve).to_string();
+    write_at(&group, c"memory.max", limit.as_bytes())?;
+    Ok(group)
+}
+
+fn make(at: &OwnedFd, name: &CString) -> io::Result<OwnedFd> {
+    // SAFETY: `name` is a valid C string for the whole call.
+    sys::check(unsafe { libc::mkdirat(at.as_raw_fd(), name.as_ptr(), 0o755) })?;
+    fd::open_at(at.as_raw_fd(), name, libc::O_RDONLY | libc::O_DIRECTORY, 0)
+}
+
+fn write_at(at: &OwnedFd, name: &std::ffi::CStr, text: &[u8]) -> io::Result<()> {
+    let file = fd::open_at(at.as_raw_fd(), name, libc::O_WRONLY, 0)?;
+    std::fs::File::from(file).write_all(text)
+}
+
+fn read_at(at: &OwnedFd, name: &std::ffi::CStr) -> io::Result<String> {
+    let file = fd::open_at(at.as_raw_fd(), name, libc::O_RDONLY, 0)?;
+    let mut text = String::new();
+    std::fs::File::from(file).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+fn total_memory() -> io::Result<u64> {
+    // SAFETY: all-zero bytes are a valid sysinfo, and the call fills it.
+    let mut info: libc::sysinfo = unsafe { std::mem::zeroed() };
+    // SAFETY: `info` is writable.
+    sys::check(unsafe { libc::sysinfo(&mut info) })?;
+    Ok(info.totalram.saturating_mul(info.mem_unit.into()))
+}
+
+/// The `oom_kill` count of a memory.events file.
+fn oom_kills(events: &str) -> u64 {
+    events
+        .lines()
+        .filter_map(|line| line.strip_prefix("oom_kill "))
+        .find_map(|count| count.trim().parse().ok())
+        .unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::oom_kills;
+
+    #[test]
+    fn the_count_of_kills_is_not_the_count_of_group_kills() {
+        let text = "low 0\nhigh 0\nmax 4\noom 1\noom_kill 3\noom_group_kill 9\n";
+        assert_eq!(oom_kills(text), 3);
+        assert_eq!(oom_kills("oom 7\n"), 0);
+        assert_eq!(oom_kills(""), 0);
+    }
+}

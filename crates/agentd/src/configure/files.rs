@@ -1,0 +1,109 @@
+//! The files under /etc that a sandbox has of its own.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+
+use super::mounts::create_directory;
+use super::Configuration;
+
+/// Writes hostname, machine-id, hosts and, if given, resolv.conf.
+pub fn write(configuration: &Configuration) -> io::Result<()> {
+    // A link to a directory stays: there are images whose /etc is one.
+    if !fs::metadata("/etc").is_ok_and(|found| found.is_dir()) {
+        create_directory("/etc", 0o755)?;
+    }
+    replace(
+        "/etc/hostname",
+        format!("{}\n", configuration.hostname).as_bytes(),
+        0o644,
+    )?;
+    replace(
+        "/etc/machine-id",
+        format!("{}\n", configuration.machine_id).as_bytes(),
+        0o444,
+    )?;
+    replace("/etc/hosts", hosts(configuration).as_bytes(), 0o644)?;
+    if let Some(content) = &configuration.resolv_conf {
+        replace("/etc/resolv.conf", content, 0o644)?;
+    }
+    Ok(())
+}
+
+/// The text of /etc/hosts.
+fn hosts(configuration: &Configuration) -> String {
+    let name = &configuration.hostname;
+    let mut text = String::from(
+        "127.0.0.1 localhost\n\
+         ::1 localhost ip6-localhost ip6-loopback\n",
+    );
+    text += &format!("127.0.1.1 {name}\n");
+    for (address, names) in &configuration.hosts {
+        text += &format!("{address} {}\n", names.join(" "));
+    }
+    text
+}
+
+/// Writes a file at exactly this path. An image may have a link there, dangling or into a place
+/// that does not exist yet (`/run/systemd/resolve/...`): it is replaced, not followed.
+fn replace(path: &str, content: &[u8], mode: u32) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(found) if found.is_dir() => fs::remove_dir_all(path)?,
+        Ok(_) => fs::remove_file(path)?,
+        Err(_) => {}
+    }
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .custom_flags(libc::O_NOFOLLOW)
+        .mode(mode)
+        .open(path)?;
+    // The mode above is subject to the umask, which is the kernel's default here.
+    file.set_permissions(fs::Permissions::from_mode(mode))?;
+    file.write_all(content)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)] // A failed test should say where.
+    use super::*;
+
+    fn configuration() -> Configuration {
+        Configuration {
+            entropy: vec![],
+            time_ns: 0,
+            hostname: "box".into(),
+            machine_id: String::new(),
+            image_device: String::new(),
+            upper_device: String::new(),
+            hosts: vec![("10.0.0.1".into(), vec!["gateway".into(), "host".into()])],
+            resolv_conf: None,
+        }
+    }
+
+    #[test]
+    fn hosts_has_localhost_the_name_and_the_extra_lines() {
+        assert_eq!(
+            hosts(&configuration()),
+            "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n\
+             127.0.1.1 box\n10.0.0.1 gateway host\n"
+        );
+    }
+
+    #[test]
+    fn a_link_is_replaced_and_its_target_left_alone() {
+        let place = std::env::temp_dir().join(format!("agentd-files-{}", std::process::id()));
+        fs::create_dir_all(&place).unwrap();
+        let (target, link) = (place.join("target"), place.join("link"));
+        fs::write(&target, "old").unwrap();
+        std::os::unix::fs::symlink(&target, &link).unwrap();
+        replace(link.to_str().unwrap(), b"new", 0o644).unwrap();
+        assert_eq!(fs::read(&target).unwrap(), b"old");
+        assert_eq!(fs::read(&link).unwrap(), b"new");
+        let dangling = place.join("dangling");
+        std::os::unix::fs::symlink("/nowhere/at/all", &dangling).unwrap();
+        replace(dangling.to_str().unwrap(), b"x", 0o444).unwrap();
+        assert_eq!(fs::read(&dangling).unwrap(), b"x");
+        fs::remove_dir_all(&place).unwrap();
+    }
+}

@@ -1,0 +1,130 @@
+//! The `configure` method: from an empty VM to a root on which the workload can run.
+
+mod files;
+mod mounts;
+mod request;
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Instant;
+
+pub use request::Configuration;
+
+use crate::cgroup::Cgroups;
+use crate::channel::Map;
+use crate::sys;
+
+/// What agentd keeps of the guest it made.
+pub struct World {
+    pub cgroups: Option<Cgroups>,
+    /// A directory of the upper file system, to freeze it at the end.
+    pub upper: OwnedFd,
+    /// agentd's own view of /proc: the workload may unmount the one it sees.
+    pub proc: OwnedFd,
+}
+
+/// Where `configure` failed.
+#[derive(Debug)]
+pub struct Failure {
+    pub stage: &'static str,
+    pub error: io::Error,
+}
+
+/// Runs the steps and takes their times.
+struct Steps {
+    timings: Map,
+}
+
+impl Steps {
+    fn run<T>(
+        &mut self,
+        stage: &'static str,
+        step: impl FnOnce() -> io::Result<T>,
+    ) -> Result<T, Failure> {
+        let start = Instant::now();
+        let value = step().map_err(|error| Failure { stage, error })?;
+        let spent = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.timings = std::mem::take(&mut self.timings).with(stage, spent);
+        Ok(value)
+    }
+}
+
+/// Makes the guest what `configuration` says; the map has the microseconds of every step.
+pub fn apply(configuration: &Configuration) -> Result<(World, Map), Failure> {
+    let mut steps = Steps {
+        timings: Map::new(),
+    };
+    // First of all: until then a VM restored from a template would repeat its siblings' numbers.
+    steps.run("random", || reseed(&configuration.entropy))?;
+    steps.run("clock", || set_clock(configuration.time_ns))?;
+    steps.run("image", || mounts::image(&configuration.image_device))?;
+    let upper = steps.run("upper", || mounts::upper(&configuration.upper_device))?;
+    steps.run("overlay", mounts::overlay)?;
+    let (proc, cgroup_root) = steps.run("root", mounts::enter)?;
+    let cgroups = steps.run("cgroup", || Ok(Cgroups::new(cgroup_root)))?;
+    steps.run("hostname", || set_hostname(&configuration.hostname))?;
+    steps.run("files", || files::write(configuration))?;
+    steps.run("loopback", loopback_up)?;
+    let world = World {
+        cgroups,
+        upper,
+        proc,
+    };
+    Ok((world, steps.timings))
+}
+
+/// Mixes the host's bytes into the kernel's pool, counts them as entropy, and makes the kernel
+/// draw a new key from the pool.
+fn reseed(entropy: &[u8]) -> io::Result<()> {
+    const RNDADDENTROPY: libc::c_ulong = 0x4008_5203;
+    const RNDRESEEDCRNG: libc::c_ulong = 0x5207;
+    let length = i32::try_from(entropy.len()).map_err(io::Error::other)?;
+    // struct rand_pool_info: bits, bytes, and the bytes themselves.
+    let mut pool = Vec::with_capacity(8 + entropy.len());
+    pool.extend_from_slice(&(length * 8).to_ne_bytes());
+    pool.extend_from_slice(&length.to_ne_bytes());
+    pool.extend_from_slice(entropy);
+    let random = sys::fd::open(c"/dev/random", libc::O_RDWR)?;
+    // SAFETY: the kernel reads the eight bytes and then as many as they say, all inside `pool`;
+    // it copies them byte by byte, so alignment does not matter.
+    sys::check(unsafe { libc::ioctl(random.as_raw_fd(), RNDADDENTROPY as _, pool.as_ptr()) })?;
+    // SAFETY: the second call takes no argument.
+    sys::check(unsafe { libc::ioctl(random.as_raw_fd(), RNDRESEEDCRNG as _, 0) })?;
+    Ok(())
+}
+
+fn set_clock(time_ns: u64) -> io::Result<()> {
+    const SECOND: u64 = 1_000_000_000;
+    let out_of_range = |_| io::Error::from_raw_os_error(libc::EINVAL);
+    let time = libc::timespec {
+        tv_sec: i64::try_from(time_ns / SECOND).map_err(out_of_range)?,
+        tv_nsec: i64::try_from(time_ns % SECOND).map_err(out_of_range)?,
+    };
+    // SAFETY: `time` is valid for the call.
+    sys::check(unsafe { libc::clock_settime(libc::CLOCK_REALTIME, &time) })?;
+    Ok(())
+}
+
+fn set_hostname(name: &str) -> io::Result<()> {
+    // SAFETY: `name` is readable for its length.
+    sys::check(unsafe { libc::sethostname(name.as_ptr().cast(), name.len()) })?;
+    Ok(())
+}
+
+/// Brings up 127.0.0.1 and ::1; the kernel assigns both when the interface goes up.
+fn loopback_up() -> io::Result<()> {
+    // SAFETY: takes no pointers.
+    let socket = sys::check(unsafe {
+        libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0)
+    })?;
+    // SAFETY: the call succeeded, so the descriptor is open and belongs to nobody else.
+    let socket: OwnedFd = unsafe { std::os::fd::FromRawFd::from_raw_fd(socket) };
+    // SAFETY: all-zero bytes are a valid ifreq.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_name[0] = b'l' as libc::c_char;
+    request.ifr_name[1] = b'o' as libc::c_char;
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    // SAFETY: SIOCSIFFLAGS reads the name and the flags, both set above.
+    sys::check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &request) })?;
+    Ok(())
+}

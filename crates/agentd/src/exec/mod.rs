@@ -1,0 +1,130 @@
+//! The `exec` method: a program with pipes, from the request to the last byte of its output.
+
+mod request;
+mod running;
+mod spawn;
+mod stdin;
+mod users;
+
+use crate::channel::Map;
+use crate::context::Context;
+use crate::sys::process;
+use request::{Rejected, Request};
+use running::Exec;
+use spawn::{Report, Stage};
+use users::Accounts;
+
+/// An error of a stream.
+struct Refusal {
+    kind: &'static str,
+    message: String,
+    errno: Option<i32>,
+}
+
+impl Refusal {
+    fn new(kind: &'static str, message: impl Into<String>) -> Refusal {
+        Refusal {
+            kind,
+            message: message.into(),
+            errno: None,
+        }
+    }
+
+    fn end(&self) -> Map {
+        let mut error = Map::new()
+            .with("kind", self.kind)
+            .with("message", self.message.as_str());
+        if let Some(errno) = self.errno {
+            error = error.with("errno", i64::from(errno));
+        }
+        Map::new().with("error", error)
+    }
+}
+
+impl From<Rejected> for Refusal {
+    fn from(rejected: Rejected) -> Refusal {
+        match rejected {
+            Rejected::Invalid(what) => Refusal::new("invalid_request", what.0),
+            Rejected::Unsupported(what) => Refusal::new("unsupported", what),
+        }
+    }
+}
+
+/// Answers OPEN: a handler, or an END with the reason why not.
+pub fn open(context: &mut Context, stream: u32, request: &Map) -> Option<Exec> {
+    match start(context, stream, request) {
+        Ok(exec) => Some(exec),
+        Err(refusal) => {
+            // The stream is open and a refusal is short: the queue takes it.
+            let _ = context.guest.end(stream, &refusal.end());
+            None
+        }
+    }
+}
+
+fn start(context: &mut Context, stream: u32, request: &Map) -> Result<Exec, Refusal> {
+    let mut request = Request::parse(request)?;
+    let Some(world) = &mut context.world else {
+        return Err(Refusal::new("not_configured", "`configure` comes first"));
+    };
+    let identity = Accounts::read()
+        .resolve(request.user.as_deref())
+        .map_err(|what| Refusal::new("user_not_found", what))?;
+    request.add_home(&identity.home);
+    let failed = |what: &'static str| {
+        move |error: std::io::Error| Refusal {
+            kind: "exec_failed",
+            message: format!("{what}: {error}"),
+            errno: error.raw_os_error(),
+        }
+    };
+    let cgroup = match &mut world.cgroups {
+        Some(cgroups) => Some(cgroups.create().map_err(failed("control group"))?),
+        None => None,
+    };
+    match spawn::spawn(&request, &identity, cgroup.as_ref(), &world.proc) {
+        Ok(spawned) => {
+            let pid = spawned.pid;
+            let exec = Exec::new(stream, spawned, cgroup, &request);
+            if let Err(error) = exec.watch(context) {
+                // Out of memory for readiness: the child is reaped as an orphan.
+                process::signal(pid, libc::SIGKILL);
+                exec.abandon(context);
+                return Err(failed("watching")(error));
+            }
+            context.children.insert(pid, stream);
+            Ok(exec)
+        }
+        Err(error) => {
+            if let (Some(cgroups), Some(cgroup)) = (&mut world.cgroups, cgroup) {
+                cgroups.retire(cgroup);
+            }
+            Err(failed("starting a process")(error))
+        }
+    }
+}
+
+/// Turns a child's report into the error of its stream.
+fn explain(report: Report, program: &str, cwd: &str) -> Refusal {
+    let reason = std::io::Error::from_raw_os_error(report.errno);
+    let (kind, message) = match (report.stage, report.errno) {
+        (Stage::Directory, _) => ("bad_cwd", format!("{cwd}: {reason}")),
+        (Stage::Setup, _) => ("exec_failed", format!("preparing the process: {reason}")),
+        (Stage::Interpreter, _) => (
+            "not_found",
+            format!("{program}: its interpreter does not exist"),
+        ),
+        (Stage::Program, libc::ENOENT | libc::ENOTDIR) => {
+            ("not_found", format!("{program}: {reason}"))
+        }
+        (Stage::Program, libc::EACCES | libc::EPERM) => {
+            ("permission_denied", format!("{program}: {reason}"))
+        }
+        (Stage::Program, _) => ("exec_failed", format!("{program}: {reason}")),
+    };
+    Refusal {
+        kind,
+        message,
+        errno: Some(report.errno),
+    }
+}

@@ -1,0 +1,333 @@
+"""The commands of `msb` and their options. What they do is in the modules they import when called."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="msb",
+    help="Run commands in microVM sandboxes: each with its own kernel, memory and root file system.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Example: msb run busybox -- echo hello",
+)
+image_app = typer.Typer(
+    help="Work with the images in the store.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(image_app, name="image")
+
+
+class Format(StrEnum):
+    """How a listing is printed."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+class Vmm(StrEnum):
+    """Which virtual machine monitor runs the sandbox."""
+
+    AUTO = "auto"
+    QEMU = "qemu"
+
+
+class LogLevel(StrEnum):
+    """How much is said on stderr."""
+
+    ERROR = "error"
+    INFO = "info"
+    DEBUG = "debug"
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from microsandbox_cli import __version__
+
+        typer.echo(f"msb {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    log_level: Annotated[
+        LogLevel, typer.Option("--log-level", help="With debug, errors show a traceback.")
+    ] = LogLevel.INFO,
+) -> None:
+    from microsandbox_cli.report import set_log_level
+
+    set_log_level(log_level)
+
+
+ImageArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="IMAGE",
+        help="A loaded image, a root file system directory (./dir), or docker-archive:FILE, "
+        "oci-archive:FILE, oci:DIR.",
+        show_default=False,
+    ),
+]
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The sandbox.", show_default=False)]
+Command = Annotated[
+    list[str] | None, typer.Argument(metavar="[-- COMMAND...]", help="What to run.", show_default=False)
+]
+Env = Annotated[
+    list[str] | None,
+    typer.Option("--env", "-e", metavar="KEY[=VALUE]", help="Set a variable; KEY alone takes the host's."),
+]
+Workdir = Annotated[str | None, typer.Option("--workdir", "-w", metavar="DIR", help="Working directory.")]
+User = Annotated[
+    str | None, typer.Option("--user", "-u", metavar="USER[:GROUP]", help="User, by name or number.")
+]
+Memory = Annotated[
+    str | None, typer.Option("--memory", "-m", metavar="SIZE", help="Memory: 512M, 1G. Default: 512M.")
+]
+Cpus = Annotated[int | None, typer.Option("--cpus", "-c", metavar="N", help="vCPUs. Default: 1.")]
+Hostname = Annotated[
+    str | None, typer.Option("--hostname", "-H", metavar="NAME", help="Host name in the guest.")
+]
+Entrypoint = Annotated[
+    str | None, typer.Option("--entrypoint", metavar="PROGRAM", help="Replace the image's entrypoint.")
+]
+Timeout = Annotated[
+    str | None,
+    typer.Option("--timeout", metavar="TIME", help="Kill the command after 500ms, 30s, 5m; exit code 124."),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no remarks.")]
+NamesOnly = Annotated[bool, typer.Option("--quiet", "-q", help="Print names only.")]
+VmmOption = Annotated[Vmm, typer.Option("--vmm", help="Virtual machine monitor.")]
+RequireKvm = Annotated[
+    bool, typer.Option("--require-kvm", help="Fail rather than emulate the processor in software.")
+]
+NoStdin = Annotated[bool, typer.Option("--no-stdin", help="Do not forward standard input.")]
+FormatOption = Annotated[Format, typer.Option("--format", help="How to print it.")]
+
+
+@app.command()
+def run(
+    image: ImageArgument,
+    command: Command = None,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", "-n", metavar="NAME", help="Name the sandbox, and keep it afterwards."),
+    ] = None,
+    env: Env = None,
+    workdir: Workdir = None,
+    user: User = None,
+    memory: Memory = None,
+    cpus: Cpus = None,
+    hostname: Hostname = None,
+    entrypoint: Entrypoint = None,
+    timeout: Timeout = None,
+    vmm: VmmOption = Vmm.AUTO,
+    require_kvm: RequireKvm = False,
+    no_stdin: NoStdin = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run a command in a new sandbox.
+
+    Without --name the sandbox is gone when the command has ended. The exit code is the command's own;
+    128+N if signal N killed it, 127 if it was not found, 126 if it cannot be executed, 124 at the
+    --timeout, 125 if the sandbox itself failed.
+
+    Example: msb run -m 1G -e GREETING=hello busybox -- sh -c 'echo $GREETING'
+    """
+    from microsandbox_cli.run import Options, run_new
+
+    options = Options(
+        name=name, env=env or [], workdir=workdir, user=user, memory=memory, cpus=cpus, hostname=hostname,
+        entrypoint=entrypoint, vmm=vmm, require_kvm=require_kvm, quiet=quiet,
+    )  # fmt: skip
+    run_new(image, command or [], options, timeout=timeout, stdin=not no_stdin)
+
+
+@app.command()
+def create(
+    image: ImageArgument,
+    name: Annotated[str, typer.Option("--name", "-n", metavar="NAME", help="Name the sandbox.")],
+    env: Env = None,
+    workdir: Workdir = None,
+    user: User = None,
+    memory: Memory = None,
+    cpus: Cpus = None,
+    hostname: Hostname = None,
+    entrypoint: Entrypoint = None,
+    vmm: VmmOption = Vmm.AUTO,
+    require_kvm: RequireKvm = False,
+    quiet: Quiet = False,
+) -> None:
+    """Create a named sandbox and leave it running.
+
+    Example: msb create busybox --name dev && msb exec dev -- uname -a
+    """
+    from microsandbox_cli.run import Options, create_detached
+
+    options = Options(
+        name=name, env=env or [], workdir=workdir, user=user, memory=memory, cpus=cpus, hostname=hostname,
+        entrypoint=entrypoint, vmm=vmm, require_kvm=require_kvm, quiet=quiet,
+    )  # fmt: skip
+    create_detached(image, options)
+
+
+@app.command("exec")
+def exec_(
+    name: NameArgument,
+    command: Command = None,
+    env: Env = None,
+    workdir: Workdir = None,
+    user: User = None,
+    timeout: Timeout = None,
+    no_stdin: NoStdin = False,
+) -> None:
+    """Run a command in a sandbox that is running.
+
+    Example: msb exec dev -- ps
+    """
+    from microsandbox_cli.run import exec_in
+
+    exec_in(
+        name, command or [], env=env or [], workdir=workdir, user=user, timeout=timeout, stdin=not no_stdin
+    )
+
+
+@app.command()
+def start(name: NameArgument) -> None:
+    """Start a stopped sandbox and leave it running."""
+    from microsandbox_cli.lifecycle import start
+
+    start(name)
+
+
+@app.command()
+def stop(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="The sandboxes.", show_default=False)],
+    force: Annotated[bool, typer.Option("--force", "-f", help="Kill it at once.")] = False,
+    timeout: Annotated[
+        str, typer.Option("--timeout", "-t", metavar="TIME", help="Time to end by itself, then kill.")
+    ] = "10s",
+) -> None:
+    """Stop running sandboxes: end the processes, write the disk out, switch off."""
+    from microsandbox_cli.lifecycle import stop
+
+    stop(names, force=force, timeout=timeout)
+
+
+@app.command()
+def rm(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="The sandboxes.", show_default=False)],
+    force: Annotated[bool, typer.Option("--force", "-f", help="Stop it first if it is running.")] = False,
+) -> None:
+    """Remove stopped sandboxes and everything they have written."""
+    from microsandbox_cli.lifecycle import remove
+
+    remove(names, force=force)
+
+
+@app.command("ls")
+def ls(
+    running: Annotated[bool, typer.Option("--running", help="Running ones only.")] = False,
+    quiet: NamesOnly = False,
+    format: FormatOption = Format.TABLE,
+) -> None:
+    """List sandboxes."""
+    from microsandbox_cli.lifecycle import list_sandboxes
+
+    list_sandboxes(running=running, quiet=quiet, as_json=format is Format.JSON)
+
+
+@app.command()
+def load(
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[SOURCE]",
+            help="An archive, or docker-archive:, oci-archive:, oci:PATH.",
+            show_default=False,
+        ),
+    ] = None,
+    input: Annotated[
+        Path | None, typer.Option("--input", "-i", metavar="FILE", help="The same, as docker load has it.")
+    ] = None,
+    tag: Annotated[
+        str | None, typer.Option("--tag", "-t", metavar="REF", help="Name for the image that is loaded.")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Load images from an archive, an OCI layout, or standard input.
+
+    Example: docker save alpine | msb load
+    """
+    from microsandbox_cli.images import load
+
+    load(source if source is not None else (str(input) if input is not None else None), tag=tag, quiet=quiet)
+
+
+@app.command()
+def images(quiet: NamesOnly = False, format: FormatOption = Format.TABLE) -> None:
+    """List the images in the store (the same as `msb image ls`)."""
+    from microsandbox_cli.images import list_images
+
+    list_images(quiet=quiet, as_json=format is Format.JSON)
+
+
+@image_app.command("ls")
+def image_ls(quiet: NamesOnly = False, format: FormatOption = Format.TABLE) -> None:
+    """List the images in the store."""
+    images(quiet=quiet, format=format)
+
+
+@image_app.command("inspect")
+def image_inspect(image: Annotated[str, typer.Argument(metavar="IMAGE", show_default=False)]) -> None:
+    """Show an image's configuration and layers as JSON."""
+    from microsandbox_cli.images import inspect_image
+
+    inspect_image(image)
+
+
+@app.command()
+def rmi(
+    names: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="The images.", show_default=False)],
+) -> None:
+    """Remove images that no sandbox uses (the same as `msb image rm`)."""
+    from microsandbox_cli.images import remove_images
+
+    remove_images(names)
+
+
+@image_app.command("rm")
+def image_rm(
+    names: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="The images.", show_default=False)],
+) -> None:
+    """Remove images that no sandbox uses."""
+    rmi(names)
+
+
+@app.command()
+def setup(
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, change nothing.")
+    ] = False,
+) -> None:
+    """Find or install what microsandbox needs: QEMU, e2fsprogs, the guest kernel."""
+    from microsandbox_cli.machine import setup
+
+    setup(dry_run=dry_run)
+
+
+@app.command()
+def doctor(
+    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Say what is missing on this machine, what fixes it, and how sandboxes will be isolated."""
+    from microsandbox_cli.machine import doctor
+
+    doctor(as_json=json)

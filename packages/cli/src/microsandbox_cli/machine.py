@@ -1,0 +1,40 @@
+"""`msb setup` and `msb doctor`."""
+
+from __future__ import annotations
+
+import sys
+
+from microsandbox.errors import translated
+from microsandbox_core import env
+from microsandbox_core.host.doctor import examine
+from microsandbox_core.host.setup import plan, run
+
+from microsandbox_cli import report
+from microsandbox_cli.listing import print_json
+
+
+def setup(*, dry_run: bool) -> None:
+    """Say what is there and what is missing, and put the missing things there."""
+    with translated():
+        taken = run(plan(env.home()), dry_run=dry_run, report=report.note)
+    if dry_run:
+        report.note("dry run: nothing was changed")
+    elif not taken:
+        report.note("everything is in place")
+
+
+def doctor(*, as_json: bool) -> None:
+    """Print the report; exit 1 if sandboxes cannot run."""
+    with translated():
+        found = examine(env.home())
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        width = max(len(check.name) for check in found.checks)
+        for check in found.checks:
+            sys.stdout.write(f"{check.status:<7}  {check.name:<{width}}  {check.seen}\n")
+            if check.fix:
+                sys.stdout.write(f"{'':<7}  {'':<{width}}  fix: {check.fix}\n")
+        sys.stdout.write(found.summary + "\n")
+    if not found.ready:
+        sys.exit(report.EXIT_FAILED)

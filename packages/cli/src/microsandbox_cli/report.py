@@ -1,0 +1,75 @@
+"""How `msb` ends when something goes wrong: one line, a hint, an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+EXIT_FAILED = 1
+"""A listing or bulk command that did not fully succeed."""
+EXIT_USAGE = 2
+EXIT_TIMEOUT = 124
+EXIT_SANDBOX = 125
+"""The sandbox itself failed: image, boot, state."""
+EXIT_NOT_EXECUTABLE = 126
+EXIT_NOT_FOUND = 127
+EXIT_INTERRUPTED = 130
+
+_debug = False
+
+
+def set_log_level(level: str) -> None:
+    """With ``debug``, errors show their traceback."""
+    global _debug
+    _debug = level == "debug"
+
+
+def error(message: str, hint: str | None = None) -> None:
+    """Print an error, and what to do about it, to stderr."""
+    _stderr(f"error: {message}\n" + (f"hint: {hint}\n" if hint else ""))
+
+
+def note(message: str) -> None:
+    """Print a remark to stderr."""
+    _stderr(message + "\n")
+
+
+def _stderr(text: str) -> None:
+    try:
+        # Names and messages may hold bytes that are not text; they are shown escaped.
+        sys.stderr.write(text.encode("utf-8", "backslashreplace").decode("utf-8"))
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        pass  # nobody reads stderr any more, and there is no other place to say it
+
+
+@contextmanager
+def guarded() -> Iterator[None]:
+    """Turn what is raised inside into the message and exit code that CLI users get."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of our output is gone, as in `msb ls | head -1`. Python would complain once more
+        # when it flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + 13)
+    except OSError as failure:
+        if _debug:
+            raise
+        error(str(failure))
+        sys.exit(EXIT_SANDBOX)
+    except _known_errors() as failure:
+        if _debug:
+            raise
+        error(str(failure), getattr(failure, "hint", None))
+        sys.exit(EXIT_SANDBOX)
+
+
+def _known_errors() -> tuple[type[Exception], ...]:
+    from microsandbox.errors import MicrosandboxError
+
+    return (MicrosandboxError,)

@@ -1,0 +1,103 @@
+"""Files derived once and kept: published whole, checked before every use."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from microsandbox_core.errors import StorageError
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, as 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def identity(path: Path) -> str:
+    """What changes when a file is replaced or written to: device, inode, size, both times.
+
+    The change time cannot be set by a program, so a file with the identity it had when it was
+    hashed still has the bytes that were hashed (short of a broken disk).
+    """
+    found = path.stat()
+    return f"{found.st_dev}:{found.st_ino}:{found.st_size}:{found.st_mtime_ns}:{found.st_ctime_ns}"
+
+
+def publish(path: Path, content: bytes, *, mode: int = 0o444) -> None:
+    """Make `path` appear whole or not at all: temporary file, fsync, rename.
+
+    Raises `StorageError`; nothing is left behind then.
+    """
+    temporary = temporary_for(path)
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        sweep(path.parent)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fchmod(file.fileno(), mode)
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    except OSError as error:
+        raise StorageError.from_os("write", path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class Stamp:
+    """Remembers that a file was found good, so that it need not be hashed at every start.
+
+    The stamp lies beside the file and holds the digest and the `identity` of the moment it was
+    checked. `holds()` compares identities, and hashes the file again when they differ.
+    """
+
+    def __init__(self, path: Path, digest: str) -> None:
+        self.path = path
+        self.digest = digest
+        self._stamp = path.with_name(path.name + ".checked")
+
+    def holds(self) -> bool:
+        """Whether the file is there and has the digest it should have."""
+        try:
+            seen = identity(self.path)
+        except OSError:
+            return False
+        expected = f"{self.digest} {seen}\n"
+        try:
+            if self._stamp.read_text() == expected:
+                return True
+        except (OSError, UnicodeDecodeError):
+            pass  # no stamp, or not one: the digest decides
+        if file_digest(self.path) != self.digest:
+            return False
+        self.write()
+        return True
+
+    def write(self) -> None:
+        """Record that the file has just been verified."""
+        content = f"{self.digest} {identity(self.path)}\n".encode()
+        publish(self._stamp, content, mode=0o600)
+
+    def discard(self) -> None:
+        """Remove the file and its stamp."""
+        self.path.unlink(missing_ok=True)
+        self._stamp.unlink(missing_ok=True)
+
+
+def temporary_for(path: Path) -> Path:
+    """A name beside `path` for writing it, which `sweep` recognises when the writer is gone."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.tmp")
+
+
+def sweep(directory: Path) -> None:
+    """Remove what writers that were killed in the middle left behind in `directory`.
+
+    Temporary files are named `.NAME.PID-RANDOM.tmp`.
+    """
+    for leftover in directory.glob(".*.tmp"):
+        writer = leftover.name.rsplit(".", 2)[1].partition("-")[0]
+        if writer.isdigit() and not Path("/proc", writer).exists():
+            leftover.unlink(missing_ok=True)

@@ -1,0 +1,103 @@
+"""The agent channel as a state machine that does no I/O: `docs/agent-channel.md` is its specification.
+
+Imported while a sandbox starts: nothing here may import more than it needs.
+"""
+
+from ._connection import PROTOCOL_VERSIONS, Connection
+from ._errors import (
+    ChannelError,
+    ConnectionLost,
+    HandshakeTimeout,
+    OutcomeUnknown,
+    PeerError,
+    ProtocolError,
+    RequestFailed,
+    StreamClosed,
+    TooManyStreams,
+)
+from ._events import (
+    CancelReceived,
+    CreditReceived,
+    DataReceived,
+    Ended,
+    EofReceived,
+    Event,
+    EventReceived,
+    Failed,
+    HelloReceived,
+    HostHelloReceived,
+    MessageReceived,
+    Opened,
+    OpenReceived,
+)
+from ._guest import GuestConnection, error_body
+from ._host import HostConnection
+from ._outbox import Piece
+from ._payload import Control, Value, decode_control, encode_control
+from ._wire import (
+    MAX_DATA,
+    MAX_STREAMS,
+    STDERR,
+    STDIN,
+    STDOUT,
+    WINDOW_TO_GUEST,
+    WINDOW_TO_HOST,
+    Frame,
+    FrameDecoder,
+    Kind,
+    Side,
+    encode_credit,
+    encode_data,
+    encode_eof,
+    encode_frame,
+)
+
+__all__ = [
+    "MAX_DATA",
+    "MAX_STREAMS",
+    "PROTOCOL_VERSIONS",
+    "STDERR",
+    "STDIN",
+    "STDOUT",
+    "WINDOW_TO_GUEST",
+    "WINDOW_TO_HOST",
+    "CancelReceived",
+    "ChannelError",
+    "Connection",
+    "ConnectionLost",
+    "Control",
+    "CreditReceived",
+    "DataReceived",
+    "Ended",
+    "EofReceived",
+    "Event",
+    "EventReceived",
+    "Failed",
+    "Frame",
+    "FrameDecoder",
+    "GuestConnection",
+    "HandshakeTimeout",
+    "HelloReceived",
+    "HostConnection",
+    "HostHelloReceived",
+    "Kind",
+    "MessageReceived",
+    "OpenReceived",
+    "Opened",
+    "OutcomeUnknown",
+    "PeerError",
+    "Piece",
+    "ProtocolError",
+    "RequestFailed",
+    "Side",
+    "StreamClosed",
+    "TooManyStreams",
+    "Value",
+    "decode_control",
+    "encode_control",
+    "encode_credit",
+    "encode_data",
+    "encode_eof",
+    "encode_frame",
+    "error_body",
+]

@@ -1,0 +1,10 @@
+"""Virtual machine monitors: one protocol, a driver for each.
+
+Nothing above this package knows which driver runs. `choose()` picks one, `Vmm.start(spec)`
+returns a running `Vm` whose sockets are already connected.
+"""
+
+from microsandbox_core.vmm._select import choose
+from microsandbox_core.vmm._spec import Capability, Disk, DiskFormat, Isolation, Vm, Vmm, VmSpec
+
+__all__ = ["Capability", "Disk", "DiskFormat", "Isolation", "Vm", "VmSpec", "Vmm", "choose"]

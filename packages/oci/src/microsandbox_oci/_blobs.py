@@ -1,0 +1,133 @@
+"""Bytes of a source: a range of a file that can be read whole, hashed, or streamed to the converter."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+
+from microsandbox_oci._digest import PREFIX, digest_of
+from microsandbox_oci._errors import ArchiveInvalid, DigestMismatch, LimitExceeded, SizeMismatch
+
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """``size`` bytes from ``offset`` of the file that ``opener`` opens for the time of a block."""
+
+    name: str
+    offset: int
+    size: int
+    opener: Callable[[], AbstractContextManager[int]]
+
+    def read(self, what: str, *, limit: int) -> bytes:
+        """Return all bytes.
+
+        Raises:
+            LimitExceeded: more than ``limit`` bytes (O11: a manifest of 1 GB).
+            SizeMismatch: the file ends early.
+        """
+        if self.size > limit:
+            raise LimitExceeded(
+                f"{what} has {self.size} bytes, the limit is {limit}",
+                blob=what,
+                expected=str(limit),
+                seen=str(self.size),
+            )
+        with self._opened() as fd:
+            data = b"".join(_chunks(fd, self.offset, self.size))
+        if len(data) != self.size:
+            raise SizeMismatch(what, expected=self.size, seen=len(data))
+        return data
+
+    def read_verified(self, what: str, *, digest: str, size: int | None, limit: int) -> bytes:
+        """Return all bytes after comparing size and digest.
+
+        Raises:
+            DigestMismatch, SizeMismatch, LimitExceeded.
+        """
+        if size is not None and size != self.size:
+            raise SizeMismatch(what, expected=size, seen=self.size)
+        data = self.read(what, limit=limit)
+        if (seen := digest_of(data)) != digest:
+            raise DigestMismatch(what, expected=digest, seen=seen)
+        return data
+
+    def digest(self, progress: Callable[[int], None] | None = None) -> str:
+        """Hash all bytes; ``progress`` gets the number of bytes hashed so far."""
+        from hashlib import sha256
+
+        state, done = sha256(), 0
+        with self._opened() as fd:
+            for chunk in _chunks(fd, self.offset, self.size):
+                state.update(chunk)
+                done += len(chunk)
+                if progress is not None:
+                    progress(done)
+        return PREFIX + state.hexdigest()
+
+    @contextmanager
+    def stream(self) -> Iterator[int]:
+        """Give a descriptor that delivers exactly these bytes and then ends.
+
+        A whole file is given as itself. A part of one comes through a pipe that a thread fills, because
+        the converter reads to the end and must not see what follows in the archive.
+        """
+        with self._opened() as fd:
+            if self.offset == 0 and os.fstat(fd).st_size == self.size and os.lseek(fd, 0, os.SEEK_CUR) == 0:
+                yield fd
+                return
+            with _piped(fd, self.offset, self.size, self.name) as reader:
+                yield reader
+
+    @contextmanager
+    def _opened(self) -> Iterator[int]:
+        with self.opener() as fd:
+            yield fd
+
+
+@contextmanager
+def _piped(fd: int, offset: int, size: int, name: str) -> Iterator[int]:
+    reader, writer = os.pipe()
+    failure: list[OSError] = []
+
+    def fill() -> None:
+        try:
+            for chunk in _chunks(fd, offset, size):
+                view = memoryview(chunk)
+                while view:
+                    view = view[os.write(writer, view) :]
+        except BrokenPipeError:
+            pass  # the converter has given up and says why itself
+        except OSError as error:
+            failure.append(error)
+        finally:
+            os.close(writer)
+
+    thread = threading.Thread(target=fill, name="microsandbox-oci-feed", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:
+        os.close(writer)
+        os.close(reader)
+        raise
+    try:
+        yield reader
+    finally:
+        os.close(reader)
+        thread.join()
+        if failure:
+            raise ArchiveInvalid(f"cannot read {name}: {failure[0].strerror}") from failure[0]
+
+
+def _chunks(fd: int, offset: int, size: int) -> Iterator[bytes]:
+    end = offset + size
+    while offset < end:
+        chunk = os.pread(fd, min(_CHUNK, end - offset), offset)
+        if not chunk:
+            return
+        offset += len(chunk)
+        yield chunk

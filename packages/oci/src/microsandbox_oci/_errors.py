@@ -1,0 +1,205 @@
+"""Every error this package raises.
+
+::
+
+    ImageError
+    ├── ReferenceInvalid        an image name that the reference grammar does not allow (also a ValueError)
+    ├── ImageNotFound           no such reference or digest in the store
+    ├── ImageInvalid            what the image says about itself and what its bytes are disagree
+    │   ├── DigestMismatch      a blob is not the content its digest names
+    │   ├── SizeMismatch        a blob is shorter or longer than its descriptor says
+    │   ├── LayerInvalid        a layer's tar stream is malformed or truncated
+    │   ├── LimitExceeded       larger, deeper or more numerous than the limits allow
+    │   └── PlatformMismatch    nothing in the image runs on this platform
+    ├── ImageInUse              a running sandbox holds the image
+    ├── ArchiveError            the source of a load cannot be used
+    │   ├── ArchiveNotFound     there is nothing at that path
+    │   └── ArchiveInvalid      neither a docker archive nor an OCI layout or archive, or a damaged one
+    └── StoreError              the store's own directory failed
+        ├── StoreNotWritable    permission denied, read-only, or not a directory
+        └── StoreFull           no space left, quota reached or file size limit
+
+``code`` is stable and meant for programs; ``hint`` is one sentence a person can act on, or ``None``.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+NOT_WRITABLE_ERRNOS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST})
+
+
+class ImageError(Exception):
+    """Base of everything this package raises on purpose."""
+
+    code: str = "image_error"
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class ReferenceInvalid(ImageError, ValueError):
+    """A string that is no image reference; ``text`` is what was given."""
+
+    code = "reference_invalid"
+
+    def __init__(self, text: str, reason: str, *, hint: str | None = None) -> None:
+        shown = text if len(text) <= 80 else text[:77] + "..."
+        super().__init__(f"invalid image reference {shown!r}: {reason}", hint=hint)
+        self.text = text
+
+
+class ImageNotFound(ImageError):
+    """The store has no image under that name or digest."""
+
+    code = "image_not_found"
+
+
+class ImageInvalid(ImageError):
+    """An image contradicts itself.
+
+    ``blob`` names the part (``layer sha256:...``, ``manifest``), ``expected`` and ``seen`` hold the two
+    values that disagree where there are two.
+    """
+
+    code = "image_invalid"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        blob: str | None = None,
+        expected: str | None = None,
+        seen: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.blob = blob
+        self.expected = expected
+        self.seen = seen
+
+
+class DigestMismatch(ImageInvalid):
+    """The bytes of ``blob`` hash to ``seen``, not to ``expected``."""
+
+    code = "digest_mismatch"
+
+    def __init__(self, blob: str, *, expected: str, seen: str) -> None:
+        super().__init__(
+            f"{blob} does not match its digest: expected {expected}, seen {seen}",
+            blob=blob,
+            expected=expected,
+            seen=seen,
+            hint="the source is damaged or was tampered with: fetch or save the image again",
+        )
+
+
+class SizeMismatch(ImageInvalid):
+    """``blob`` has ``seen`` bytes where its descriptor promises ``expected``."""
+
+    code = "size_mismatch"
+
+    def __init__(self, blob: str, *, expected: int, seen: int) -> None:
+        super().__init__(
+            f"{blob} has the wrong size: expected {expected} bytes, seen {seen}",
+            blob=blob,
+            expected=str(expected),
+            seen=str(seen),
+            hint="the source is truncated or damaged: fetch or save the image again",
+        )
+
+
+class LayerInvalid(ImageInvalid):
+    """A layer cannot be converted; ``reason`` is the converter's code, ``entry`` the tar entry or None."""
+
+    code = "layer_invalid"
+
+    def __init__(self, blob: str, message: str, *, reason: str, entry: str | None) -> None:
+        where = f" at entry {entry!r}" if entry else ""
+        super().__init__(
+            f"{blob} cannot be converted{where}: {message}",
+            blob=blob,
+            hint="the layer is damaged, or larger than the store's limits: fetch or build the image again",
+        )
+        self.reason = reason
+        self.entry = entry
+
+
+class LimitExceeded(ImageInvalid):
+    """Something is larger, deeper or more numerous than the store's `Limits` allow."""
+
+    code = "limit_exceeded"
+
+
+class PlatformMismatch(ImageInvalid):
+    """The image has nothing for the store's platform; ``seen`` lists what it has."""
+
+    code = "platform_mismatch"
+
+
+class ImageInUse(ImageError):
+    """A running sandbox holds the image's files."""
+
+    code = "image_in_use"
+
+
+class ArchiveError(ImageError):
+    """The source given to a load cannot be used."""
+
+    code = "archive_error"
+
+
+class ArchiveNotFound(ArchiveError):
+    """Nothing is at the given path, or the archive has no image of the given name."""
+
+    code = "archive_not_found"
+
+
+class ArchiveInvalid(ArchiveError):
+    """The source is not an image archive, or it is a damaged one."""
+
+    code = "archive_invalid"
+
+
+class StoreError(ImageError):
+    """The store's directory failed: ``errno`` and ``path`` say how and where."""
+
+    code = "store_error"
+
+    def __init__(self, message: str, *, errno: int | None, path: str | None, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.errno = errno
+        self.path = path
+
+
+class StoreNotWritable(StoreError):
+    """The store's directory cannot be written."""
+
+    code = "store_not_writable"
+
+
+class StoreFull(StoreError):
+    """The file system of the store has no room left, or a quota or file size limit was reached."""
+
+    code = "store_full"
+
+
+def store_error(error: OSError, *, doing: str, path: str | os.PathLike[str]) -> StoreError:
+    """Return the `StoreError` for an `OSError` seen while ``doing`` something under ``path``."""
+    where = os.fspath(path)
+    message = f"{doing} failed in the image store {where}: {error.strerror or error}"
+    if error.errno in FULL_ERRNOS:
+        return StoreFull(
+            message,
+            errno=error.errno,
+            path=where,
+            hint="free some space on that file system; nothing half-written was kept",
+        )
+    if error.errno in NOT_WRITABLE_ERRNOS:
+        return StoreNotWritable(
+            message, errno=error.errno, path=where, hint="choose a directory that you can write to"
+        )
+    return StoreError(message, errno=error.errno, path=where)

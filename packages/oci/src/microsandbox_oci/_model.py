@@ -1,0 +1,96 @@
+"""The values the store hands out: images, their layers, progress."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from microsandbox_oci._config import ImageConfig
+from microsandbox_oci._reference import Reference
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One layer as a file: an EROFS image of ``size`` bytes that every image with this diff id shares."""
+
+    diff_id: str
+    path: Path
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image in the store, ready to be attached to a virtual machine as one read-only disk.
+
+    Attributes:
+        reference: the name it was asked for by, or None.
+        digest: digest of the manifest, ``sha256:<64 hex>``.
+        config: what to run in it and how.
+        disk: VMDK descriptor that concatenates `metadata` and the layers, by paths relative to itself.
+        metadata: the merged EROFS metadata, first extent of the disk.
+        metadata_size: bytes of `metadata`.
+        layers: the layers, base first: the further extents of the disk.
+        size: bytes of all those files together; layers shared with other images count in each.
+        created: RFC 3339 time from the image configuration, or "".
+        architecture: in Go's naming (``amd64``), or "".
+    """
+
+    reference: Reference | None
+    digest: str
+    config: ImageConfig
+    disk: Path
+    metadata: Path
+    metadata_size: int
+    layers: tuple[Layer, ...]
+    size: int
+    created: str
+    architecture: str
+
+    @property
+    def extents(self) -> tuple[tuple[Path, int], ...]:
+        """Files and sizes in bytes that, one after the other, are the disk."""
+        return ((self.metadata, self.metadata_size), *((layer.path, layer.size) for layer in self.layers))
+
+    @property
+    def directory(self) -> Path:
+        """Where the image's own files are: manifest, configuration, metadata and descriptor."""
+        return self.disk.parent
+
+
+class Phase(StrEnum):
+    """What a load is doing."""
+
+    READING = "reading"
+    VERIFYING = "verifying"
+    CONVERTING = "converting"
+    MERGING = "merging"
+    DONE = "done"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One step of a load or a pack.
+
+    ``subject`` is the layer's diff id while verifying and converting, the image's digest while merging and
+    done, the archive's path while reading. ``done`` and ``total`` are bytes; ``total`` is None if unknown.
+    """
+
+    phase: Phase
+    subject: str
+    done: int = 0
+    total: int | None = None
+
+
+ProgressCallback = Callable[[Progress], None]
+"""Called from the thread that works; an exception it raises ends the work and leaves nothing behind."""
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """What a removal or a prune deleted: manifest digests, diff ids, and the bytes of all their files."""
+
+    images: tuple[str, ...]
+    layers: tuple[str, ...]
+    size: int

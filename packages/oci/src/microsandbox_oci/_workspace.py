@@ -1,0 +1,56 @@
+"""Directories for work in progress that vanish with their owner, however it dies.
+
+Each is ``tmp/<id>/`` beside ``tmp/<id>.lock``, which the owner keeps locked. The lock is taken before the
+directory is made and removed after it is gone, so a directory whose lock is free or missing has no owner.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from microsandbox_oci._files import PRIVATE_DIR
+from microsandbox_oci._locks import lock_file
+
+_LOCK_SUFFIX = ".lock"
+
+
+@contextmanager
+def workspace(tmp: Path) -> Iterator[Path]:
+    """Make a private directory in ``tmp`` for the block and remove it afterwards, error or not."""
+    while True:
+        name = os.urandom(8).hex()
+        lock_path = tmp / (name + _LOCK_SUFFIX)
+        fd = lock_file(lock_path, wait=False)
+        if fd is not None:
+            break
+    directory = tmp / name
+    try:
+        directory.mkdir(mode=PRIVATE_DIR)
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+        lock_path.unlink(missing_ok=True)
+        os.close(fd)
+
+
+def sweep(tmp: Path) -> None:
+    """Remove what dead owners left in ``tmp``."""
+    for entry in sorted(os.listdir(tmp)):  # noqa: PTH208 - names are wanted, not paths
+        name = entry.removesuffix(_LOCK_SUFFIX)
+        if len(name) != 16:
+            continue  # not ours: a file called just `.lock` must not stand for the whole directory
+        lock_path = tmp / (name + _LOCK_SUFFIX)
+        if entry == name and lock_path.exists():
+            continue  # the lock's own entry in the listing decides about it
+        fd = lock_file(lock_path, wait=False)
+        if fd is None:
+            continue
+        try:
+            shutil.rmtree(tmp / name, ignore_errors=True)
+            lock_path.unlink(missing_ok=True)
+        finally:
+            os.close(fd)

@@ -1,0 +1,123 @@
+"""The asynchronous half of a start: waiting for the supervisor's word, and for its end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import signal
+import socket
+import struct
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import msgpack
+
+from microsandbox._create import Pending
+from microsandbox._launch import MESSAGE_LIMIT
+from microsandbox.errors import (
+    BootFailed,
+    ConfigError,
+    ImageError,
+    NoHypervisor,
+    NotRunning,
+    StartError,
+    StateError,
+)
+
+_KINDS: Mapping[str, type[StartError | StateError | ConfigError | ImageError]] = {
+    "StorageError": StateError,
+    "StateError": StateError,
+    "SpecInvalid": ConfigError,
+    "VmmError": NoHypervisor,
+    "VmmNotFound": NoHypervisor,
+}
+
+
+class Ready(NamedTuple):
+    """What the supervisor said when the sandbox was up. `timings`: milliseconds since the
+    supervisor began, by step; `agent`: microseconds that agentd took for each step."""
+
+    isolation: str
+    timings: Mapping[str, float]
+    agent: Mapping[str, int]
+    vmm_pid: int
+
+
+async def wait_ready(pending: Pending) -> Ready:
+    """Wait until the sandbox is up. Raises `StartError` and its kin when it does not come up."""
+    lifeline = pending.supervisor.lifeline
+    lifeline.setblocking(False)
+    message = await receive(lifeline)
+    if message is None:
+        await asyncio.to_thread(wait_gone, pending.supervisor.pidfd)
+        pending.supervisor.reap()
+        said = _last_words(pending)
+        raise StartError(
+            f"the supervisor of {pending.record.name!r} ended before the sandbox was up"
+            + (f": {said}" if said else ""),
+            hint="run `msb doctor` to check this machine",
+            code="supervisor",
+        )
+    if message.get("t") == "ready":
+        return Ready(str(message["isolation"]), message["timings"], message["agent"], int(message["vmm_pid"]))
+    text, hint = str(message.get("message")), message.get("hint")
+    if message.get("kind") == "BootFailed":
+        raise BootFailed(
+            text, stage=str(message.get("stage")), console=str(message.get("console", "")), hint=hint
+        )
+    kind = _KINDS.get(str(message.get("kind")), StartError)
+    raise kind(text, hint=hint, code=message.get("code"))
+
+
+async def receive(lifeline: socket.socket) -> dict[str, Any] | None:
+    """The supervisor's next message; None when it has ended."""
+    try:
+        packed = await asyncio.get_running_loop().sock_recv(lifeline, MESSAGE_LIMIT)
+    except ConnectionResetError:
+        return None
+    if not packed:
+        return None
+    message = msgpack.unpackb(packed, unicode_errors="surrogateescape")
+    assert isinstance(message, dict)
+    return message
+
+
+def wait_gone(pidfd: int, timeout: float | None = None) -> bool:
+    """Wait until the process has ended; False if it has not after `timeout` seconds."""
+    return bool(select.select([pidfd], [], [], timeout)[0])
+
+
+def supervisor_of(connection: socket.socket) -> int:
+    """A pidfd of the supervisor at the other end of an agent socket. Raises `NotRunning`.
+
+    The kernel tells who listened there. That process can only have been replaced by another one of
+    the same number if the connection is dead, which is looked at after the pidfd is open.
+    """
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    pid = struct.unpack("iII", credentials)[0]
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError as error:
+        raise NotRunning("the sandbox stopped in the meantime") from error
+    if select.select([connection], [], [], 0)[0] and not connection.recv(1, socket.MSG_PEEK):
+        os.close(pidfd)
+        raise NotRunning("the sandbox stopped in the meantime")
+    return pidfd
+
+
+def terminate(pidfd: int) -> None:
+    """Ask a supervisor to kill its VM and go; nothing happens if it has gone."""
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+    except ProcessLookupError:
+        pass  # that is what was wanted
+
+
+def _last_words(pending: Pending) -> str:
+    """The last line of the supervisor's log: its traceback ends with what happened."""
+    try:
+        lines = pending.directory.supervisor_log.read_text(errors="replace").strip().splitlines()
+    except OSError:
+        return ""  # removed with the directory
+    return lines[-1][:400] if lines else ""

@@ -1,0 +1,151 @@
+"""What a sandbox is asked to be: values, their checks, their form in the database."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import msgpack
+
+from microsandbox.errors import ConfigError
+
+DEFAULT_MEMORY_MIB = 512
+DEFAULT_CPUS = 1
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
+_HOSTNAME = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)?")
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, None: 1.0}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxConfig:
+    """A sandbox as it was asked for. `env` holds what is added to the image's; `entrypoint` and
+    `cmd` replace the image's when they are not None; `max_seconds` is None for no limit."""
+
+    cpus: int = DEFAULT_CPUS
+    memory_mib: int = DEFAULT_MEMORY_MIB
+    hostname: str | None = None
+    env: tuple[tuple[str, str], ...] = ()
+    workdir: str | None = None
+    user: str | None = None
+    entrypoint: tuple[str, ...] | None = None
+    cmd: tuple[str, ...] | None = None
+    vmm: str = "auto"
+    require_kvm: bool = False
+    labels: tuple[tuple[str, str], ...] = field(default=())
+
+    def pack(self) -> bytes:
+        """As MessagePack. Strings that are not UTF-8 keep their bytes (surrogateescape)."""
+        packed = msgpack.packb(asdict(self), unicode_errors="surrogateescape")
+        assert isinstance(packed, bytes)  # packb() returns None only for a caller's own Packer
+        return packed
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> SandboxConfig:
+        """The inverse of `pack`. Unknown keys (from a later version) are ignored."""
+        values = msgpack.unpackb(packed, unicode_errors="surrogateescape", use_list=False)
+        known = {key: values[key] for key in cls.__dataclass_fields__ if key in values}
+        return cls(**known)
+
+
+def check_name(name: str) -> str:
+    """A sandbox's name: 1 to 63 of `a-zA-Z0-9_.-`, not starting with a sign. Raises `ConfigError`."""
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"name: {_shown(name)} cannot name a sandbox",
+            hint="use 1 to 63 letters, digits, '_', '.' and '-', starting with a letter or a digit",
+        )
+    return name
+
+
+def check_hostname(hostname: str) -> str:
+    """One label as RFC 1123 section 2.1 has it. Raises `ConfigError`."""
+    if not _HOSTNAME.fullmatch(hostname):
+        raise ConfigError(
+            f"hostname: {_shown(hostname)} is not a host name",
+            hint="use 1 to 63 letters, digits and '-', not starting or ending with '-'",
+        )
+    return hostname
+
+
+def parse_memory(value: int | str) -> int:
+    """Memory in MiB from an int (MiB) or text such as ``512M``, ``1G``, ``1.5G`` (binary units).
+
+    Raises `ConfigError`.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise TypeError(f"memory: expected int (MiB) or str, not {type(value).__name__}")
+    size = value if isinstance(value, int) else parse_size(value, "memory") >> 20
+    if not 64 <= size <= 1 << 20:
+        raise ConfigError(f"memory: {value} is not between 64M and 1T", hint="for example: -m 512M, -m 1G")
+    return size
+
+
+def parse_size(text: str, what: str) -> int:
+    """Bytes from text such as ``512M`` or ``1.5G`` (binary units; none means bytes)."""
+    found = _SIZE.fullmatch(text.strip())
+    if found is None:
+        raise ConfigError(f"{what}: {_shown(text)} is not a size", hint="for example: 512M, 1G, 1.5G")
+    return int(float(found[1]) * _UNITS[found[2].lower()])
+
+
+def parse_duration(value: float | str, what: str) -> float:
+    """Seconds from a number or text such as ``500ms``, ``30s``, ``5m``, ``1h``; above zero."""
+    if isinstance(value, str):
+        found = _DURATION.fullmatch(value.strip())
+        if found is None:
+            raise ConfigError(
+                f"{what}: {_shown(value)} is not a duration", hint="for example: 500ms, 30s, 5m, 1h"
+            )
+        value = float(found[1]) * _SECONDS[found[2]]
+    if not 0 < value < 1 << 31:
+        raise ConfigError(f"{what}: {value} is not a duration above zero", hint="for example: 500ms, 30s")
+    return float(value)
+
+
+def parse_cpus(value: int) -> int:
+    """A number of vCPUs. Raises `ConfigError`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"cpus: expected int, not {type(value).__name__}")
+    if not 1 <= value <= 64:
+        raise ConfigError(f"cpus: {value} is not between 1 and 64")
+    return value
+
+
+def check_env(env: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """Environment variables as pairs. Raises `ConfigError` for names that cannot be set."""
+    for name, value in env.items():
+        if not name or "=" in name or "\0" in name:
+            raise ConfigError(f"env: {_shown(name)} cannot be the name of a variable")
+        if "\0" in value:
+            raise ConfigError(f"env: the value of {name} contains a NUL byte")
+    return tuple(env.items())
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 80 else text[:77] + "...")
+
+
+def command_line(
+    config: SandboxConfig, entrypoint: tuple[str, ...], cmd: tuple[str, ...], arguments: tuple[str, ...]
+) -> tuple[str, ...]:
+    """ENTRYPOINT + (arguments, or CMD): as `config` has them, else as the image has.
+
+    An entrypoint given in `config` drops the image's CMD, as with Docker.
+    """
+    if config.entrypoint is not None:
+        entrypoint, cmd = config.entrypoint, ()
+    if config.cmd is not None:
+        cmd = config.cmd
+    return (*entrypoint, *(arguments or cmd))
+
+
+def to_dict(config: SandboxConfig) -> dict[str, Any]:
+    """Plain values for JSON output."""
+    return asdict(config)

@@ -1,0 +1,217 @@
+"""From "this image, these settings" to a supervisor that is starting: the synchronous half of create."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from microsandbox._config import SandboxConfig
+from microsandbox._directory import SandboxDirectory, sweep
+from microsandbox._launch import Launch, Supervisor, launch
+from microsandbox._state import Record, State
+from microsandbox.errors import SandboxNotFound, StateError, StillRunning, translated
+
+if TYPE_CHECKING:
+    from microsandbox_oci import Image, ImageStore
+    from microsandbox_oci import Progress as LoadProgress
+
+
+class Pending(NamedTuple):
+    """A sandbox whose supervisor has been started; whether the VM comes up is not known yet."""
+
+    home: Path
+    record: Record
+    config: SandboxConfig
+    image: Image
+    directory: SandboxDirectory
+    supervisor: Supervisor
+    attached: bool
+    fresh: bool
+    """Whether the sandbox was created by this, so that it goes if it does not come up."""
+    begun: float
+    """`time.monotonic()` when it began."""
+
+
+def image_store(home: Path) -> ImageStore:
+    """The image store under `home`."""
+    from microsandbox_oci import ImageStore
+
+    return ImageStore(home / "cache")
+
+
+def resolve_image(home: Path, image: str, *, progress: Callable[[LoadProgress], None] | None = None) -> Image:
+    """The image that an argument such as ``busybox``, ``./rootfs`` or ``oci:dir`` means.
+
+    Archives and layouts are loaded, directories packed; both are quick when nothing has changed.
+    Raises `ImageError` or `StateError`.
+    """
+    with translated():
+        # Bound here, so that the errors of this package can be told from others'.
+        from microsandbox_oci import Reference, RootfsDirectory, classify_image_argument
+
+        argument = classify_image_argument(image)
+        store = image_store(home)
+        if isinstance(argument, Reference):
+            return store.get(argument)
+        if isinstance(argument, RootfsDirectory):
+            return store.pack_rootfs(argument.path, progress=progress)
+        return store.load(argument, progress=progress)[0]
+
+
+def begin(
+    home: Path,
+    image: Image,
+    config: SandboxConfig,
+    *,
+    shown_image: str,
+    name: str | None = None,
+    attached: bool = True,
+    ephemeral: bool = False,
+) -> Pending:
+    """Record a new sandbox and start its supervisor.
+
+    Raises `AlreadyExists`, `StateError`, `ImageError`, `StartError`; nothing is left behind then.
+    """
+    begun = time.monotonic()
+    identifier = secrets.token_hex(8)
+    directory = SandboxDirectory(home, identifier)
+    lock = directory.create()
+    state = State(home)
+    record = Record(
+        identifier, name or f"msb-{identifier[:8]}", ephemeral, time.time_ns(), shown_image, image.digest,
+        config.pack(),
+    )  # fmt: skip
+    try:
+        state.add(record)
+        supervisor = _launch(home, record, config, image, directory, lock, attached)
+    except BaseException:
+        state.remove(identifier)
+        directory.remove()
+        raise
+    finally:
+        state.close()
+    return Pending(home, record, config, image, directory, supervisor, attached, True, begun)
+
+
+def begin_again(home: Path, name: str, *, attached: bool = False) -> Pending:
+    """Start the supervisor of a sandbox that exists and is stopped.
+
+    Raises `SandboxNotFound`, `StillRunning`, and what `begin` raises.
+    """
+    begun = time.monotonic()
+    record = find(home, name)
+    config = SandboxConfig.unpack(record.config)
+    directory = SandboxDirectory(home, record.id)
+    image = image_of(home, record)
+    lock = directory.try_lock()
+    if lock is None:
+        raise StillRunning(
+            f"the sandbox {record.name!r} is running", hint=f"msb exec {record.name} -- COMMAND"
+        )
+    supervisor = _launch(home, record, config, image, directory, lock, attached)
+    return Pending(home, record, config, image, directory, supervisor, attached, False, begun)
+
+
+def _launch(
+    home: Path,
+    record: Record,
+    config: SandboxConfig,
+    image: Image,
+    directory: SandboxDirectory,
+    lock: int,
+    attached: bool,
+) -> Supervisor:
+    """Start the supervisor; `lock` is passed on or closed in any case."""
+    try:
+        with translated():
+            from microsandbox_oci import open_in_use_lock
+
+            pin = open_in_use_lock(image)
+    except BaseException:
+        os.close(lock)
+        raise
+    asked = Launch(
+        home=str(home),
+        directory=str(directory.path),
+        identifier=record.id,
+        name=record.name,
+        hostname=config.hostname or record.name.replace("_", "-").replace(".", "-").strip("-")[:63],
+        image_disk=str(image.disk),
+        cpus=config.cpus,
+        memory_mib=config.memory_mib,
+        attached=attached,
+        ephemeral=record.ephemeral,
+        vmm=config.vmm,
+        require_kvm=config.require_kvm,
+    )
+    return launch(asked, directory, lock, pin)
+
+
+def find(home: Path, name: str) -> Record:
+    """The record of a sandbox by name or id. Raises `SandboxNotFound`."""
+    state = State(home)
+    try:
+        record = state.find(name)
+    finally:
+        state.close()
+    if record is None:
+        raise SandboxNotFound(f"there is no sandbox named {name!r}", hint="msb ls shows those there are")
+    return record
+
+
+def image_of(home: Path, record: Record) -> Image:
+    """The image that a sandbox was made from. Raises `ImageError`."""
+    with translated():
+        return image_store(home).get(record.image_digest)
+
+
+def forget_quietly(home: Path, record: Record) -> None:
+    """`forget` what may have been removed already, or may still be held; the next command repairs."""
+    try:
+        forget(home, record)
+    except (StillRunning, StateError):
+        pass  # whoever holds it removes it, and reconcile() does if that fails
+
+
+def forget(home: Path, record: Record) -> None:
+    """Remove a stopped sandbox: its record and all that it has written. Raises `StillRunning`."""
+    directory = SandboxDirectory(home, record.id)
+    lock = directory.try_lock()
+    if lock is None and directory.is_running():
+        raise StillRunning(
+            f"the sandbox {record.name!r} is running", hint=f"msb stop {record.name}, or msb rm --force"
+        )
+    state = State(home)
+    try:
+        directory.remove()
+        state.remove(record.id)
+    finally:
+        state.close()
+        if lock is not None:
+            os.close(lock)
+
+
+def reconcile(home: Path) -> list[tuple[Record, bool]]:
+    """Put right what a crash has left, and return every sandbox with whether it runs.
+
+    Records of ephemeral sandboxes that no longer run go, and directories that belong to nothing.
+    """
+    state = State(home)
+    try:
+        found = []
+        for record in state.all():
+            directory = SandboxDirectory(home, record.id)
+            running = directory.is_running()
+            if record.ephemeral and not running:
+                directory.remove()
+                state.remove(record.id)
+                continue
+            found.append((record, running))
+        sweep(home, {record.id for record, _ in found})
+        return found
+    finally:
+        state.close()

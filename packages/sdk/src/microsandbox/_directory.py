@@ -1,0 +1,166 @@
+"""A sandbox's directory and the lock that says whether it runs.
+
+`$MSB_HOME/sandboxes/<id>/` holds `lock`, `agent.sock`, `upper.ext4`, `console.log` and
+`supervisor.log`. The supervisor holds an exclusive flock on `lock` for as long as it lives; the
+kernel lets go of it however the supervisor ends.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from microsandbox.errors import StateError
+
+
+class SandboxDirectory:
+    """Paths and lock of one sandbox."""
+
+    def __init__(self, home: Path, identifier: str) -> None:
+        self.path = home / "sandboxes" / identifier
+        self.id = identifier
+
+    @property
+    def lock(self) -> Path:
+        """The lock file."""
+        return self.path / "lock"
+
+    @property
+    def socket(self) -> Path:
+        """The supervisor's listening socket for agent channels."""
+        return self.path / "agent.sock"
+
+    @property
+    def upper(self) -> Path:
+        """The writable disk."""
+        return self.path / "upper.ext4"
+
+    @property
+    def console_log(self) -> Path:
+        """What the guest's kernel and the VMM printed, the last of it."""
+        return self.path / "console.log"
+
+    @property
+    def supervisor_log(self) -> Path:
+        """What the supervisor had to say; empty in a normal life."""
+        return self.path / "supervisor.log"
+
+    def create(self) -> int:
+        """Make the directory and return a descriptor that holds its lock. Raises `StateError`."""
+        try:
+            with _guard(self.path.parent):
+                self.path.mkdir(mode=0o700)
+                descriptor = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return descriptor
+        except OSError as error:
+            self.remove()
+            raise _state_error("create", self.path, error) from error
+
+    def try_lock(self) -> int | None:
+        """The lock, as a descriptor, if no supervisor holds it; None if one does or it is gone."""
+        try:
+            descriptor = os.open(self.lock, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise _state_error("open", self.lock, error) from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        # It may have been removed between open and flock; then this is a lock on nothing.
+        if os.fstat(descriptor).st_nlink == 0:
+            os.close(descriptor)
+            return None
+        return descriptor
+
+    def is_running(self) -> bool:
+        """Whether a supervisor holds the lock."""
+        try:
+            descriptor = os.open(self.lock, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
+
+    def remove(self) -> None:
+        """Delete everything. The lock goes last: what is half deleted still counts as running."""
+        for name in _names(self.path):
+            if name != self.lock.name:
+                _delete(self.path / name)
+        _delete(self.lock)
+        try:
+            self.path.rmdir()
+        except FileNotFoundError:
+            pass  # another process was repairing the same leftovers
+        except OSError as error:
+            raise _state_error("remove", self.path, error) from error
+
+
+def sweep(home: Path, known: set[str]) -> None:
+    """Remove the directories that no running sandbox and no record in `known` (ids) owns."""
+    parent = home / "sandboxes"
+    if not parent.is_dir():
+        return
+    with _guard(parent):
+        for name in _names(parent):
+            if name in known or name.startswith("."):
+                continue
+            directory = SandboxDirectory(home, name)
+            if not directory.path.is_dir() or directory.is_running():
+                continue
+            directory.remove()
+
+
+@contextmanager
+def _guard(parent: Path) -> Iterator[None]:
+    """Keep creators and sweepers of sandbox directories apart.
+
+    Between making a directory and locking it a new sandbox looks just like a leftover.
+    """
+    parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = os.open(parent / ".guard", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _names(path: Path) -> list[str]:
+    try:
+        return os.listdir(path)  # noqa: PTH208 - names are what is wanted
+    except FileNotFoundError:
+        return []
+
+
+def _delete(path: Path) -> None:
+    try:
+        if path.is_dir() and not path.is_symlink():
+            # Only here: it is heavy, and a start does not need it.
+            import shutil
+
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except FileNotFoundError:
+        pass  # another process was repairing the same leftovers
+    except OSError as error:
+        raise _state_error("remove", path, error) from error
+
+
+def _state_error(action: str, path: Path, error: OSError) -> StateError:
+    from microsandbox_core.errors import StorageError
+
+    found = StorageError.from_os(action, path, error)
+    return StateError(str(found), hint=found.hint, code=found.code)

@@ -1,0 +1,456 @@
+"""Sandboxes: made, found, entered, ended."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from microsandbox_core import env as environment
+from microsandbox_core.agent import AgentClient
+from microsandbox_core.channel import ChannelError
+from microsandbox_core.unix_socket import connect_unix
+
+from microsandbox import _attach, _config, _create
+from microsandbox._create import Pending
+from microsandbox._directory import SandboxDirectory
+from microsandbox._state import Record
+from microsandbox.errors import ConfigError, NotRunning, StillRunning
+from microsandbox.execution import ExecHandle, ExecOutput, Stdin, start_command
+
+if TYPE_CHECKING:
+    from microsandbox_oci import ImageConfig
+
+DEFAULT_GRACE = 10.0
+"""Seconds that the processes of a sandbox get to end by themselves when it is stopped."""
+
+
+class Status(StrEnum):
+    """What a sandbox is doing."""
+
+    RUNNING = "running"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxInfo:
+    """Facts about a sandbox, without a connection to it."""
+
+    id: str
+    name: str
+    status: Status
+    image: str
+    image_digest: str
+    ephemeral: bool
+    created_at: datetime
+    cpus: int
+    memory_mib: int
+
+
+class Sandbox:
+    """A microVM made from an image. Make one with `create`, `start` or `get`.
+
+    As an asynchronous context manager it stops when it is left, and is removed if it is ephemeral.
+    Not for use from several event loops.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        record: Record,
+        client: AgentClient,
+        image_config: ImageConfig,
+        pending: Pending | None,
+        ready: _attach.Ready | None,
+    ) -> None:
+        self._home = home
+        self._record = record
+        self._client = client
+        self._config = _config.SandboxConfig.unpack(record.config)
+        self._image_config = image_config
+        self._pending = pending
+        self.ready = ready
+        """Isolation and timings of the start; None if someone else started the sandbox."""
+        self._over = False
+
+    # ---------------------------------------------------------------------------------------- making
+
+    @classmethod
+    async def create(
+        cls,
+        name: str | None = None,
+        *,
+        image: str,
+        cpus: int = _config.DEFAULT_CPUS,
+        memory: int | str = _config.DEFAULT_MEMORY_MIB,
+        workdir: str | None = None,
+        user: str | None = None,
+        hostname: str | None = None,
+        entrypoint: Sequence[str] | None = None,
+        cmd: Sequence[str] | None = None,
+        env: Mapping[str, str] | None = None,
+        labels: Mapping[str, str] | None = None,
+        ephemeral: bool | None = None,
+        detached: bool = False,
+        vmm: str = "auto",
+        require_kvm: bool = False,
+    ) -> Self:
+        """Create a sandbox and wait until it runs.
+
+        `image` is a loaded reference, a root file system directory (``./dir``), or an archive or
+        layout with its prefix. `memory` is in MiB, or text such as ``1G``. A sandbox without a name
+        is ephemeral unless `ephemeral` says otherwise: it is removed when it stops. A sandbox that
+        is not `detached` ends with this process.
+
+        Raises `ConfigError`, `ImageError`, `AlreadyExists`, `StartError`, `StateError`.
+        """
+        config = _config.SandboxConfig(
+            cpus=_config.parse_cpus(cpus),
+            memory_mib=_config.parse_memory(memory),
+            hostname=None if hostname is None else _config.check_hostname(hostname),
+            env=_config.check_env(env or {}),
+            workdir=workdir,
+            user=user,
+            entrypoint=None if entrypoint is None else tuple(entrypoint),
+            cmd=None if cmd is None else tuple(cmd),
+            vmm=vmm,
+            require_kvm=require_kvm,
+            labels=tuple((labels or {}).items()),
+        )
+        if name is not None:
+            _config.check_name(name)
+        home = environment.home()
+
+        def begin() -> Pending:
+            found = _create.resolve_image(home, image)
+            return _create.begin(
+                home,
+                found,
+                config,
+                shown_image=image,
+                name=name,
+                attached=not detached,
+                ephemeral=(name is None and not detached) if ephemeral is None else ephemeral,
+            )
+
+        return await cls.adopt(await asyncio.to_thread(begin))
+
+    @classmethod
+    async def start(cls, name: str, *, detached: bool = True) -> Self:
+        """Start a stopped sandbox. Raises `SandboxNotFound`, `StillRunning`, `StartError`."""
+        home = environment.home()
+        pending = await asyncio.to_thread(_create.begin_again, home, name, attached=not detached)
+        return await cls.adopt(pending)
+
+    @classmethod
+    async def adopt(cls, pending: Pending) -> Self:
+        """Wait for a start that `begin` made, and take the sandbox over; for programs that start it
+        before they have an event loop. On failure nothing of a new sandbox is left."""
+        try:
+            ready = await _attach.wait_ready(pending)
+            client = await _connect(pending.directory, pending.record.name)
+        except BaseException:
+            await _abandon(pending)
+            raise
+        if not pending.attached:
+            pending.supervisor.close()
+        return cls(pending.home, pending.record, client, pending.image.config, pending, ready)
+
+    @classmethod
+    async def get(cls, name: str) -> Self:
+        """Connect to a running sandbox. Raises `SandboxNotFound`, `NotRunning`."""
+        home = environment.home()
+        record = await asyncio.to_thread(_create.find, home, name)
+        image = await asyncio.to_thread(_create.image_of, home, record)
+        client = await _connect(SandboxDirectory(home, record.id), record.name)
+        return cls(home, record, client, image.config, None, None)
+
+    @staticmethod
+    async def list() -> list[SandboxInfo]:
+        """Every sandbox, oldest first."""
+        return await asyncio.to_thread(list_sandboxes, environment.home())
+
+    @staticmethod
+    async def remove(name: str, *, force: bool = False) -> None:
+        """Remove a sandbox and what it has written. Raises `SandboxNotFound`, `StillRunning`."""
+        home = environment.home()
+        record = await asyncio.to_thread(_create.find, home, name)
+        try:
+            await asyncio.to_thread(_create.forget, home, record)
+        except StillRunning:
+            if not force:
+                raise
+            await (await Sandbox.get(name)).kill()
+            if not record.ephemeral:
+                await asyncio.to_thread(_create.forget, home, record)
+
+    # ----------------------------------------------------------------------------------------- facts
+
+    @property
+    def id(self) -> str:
+        """Sixteen hex digits that no other sandbox has."""
+        return self._record.id
+
+    @property
+    def name(self) -> str:
+        """Its name; generated if it was not given one."""
+        return self._record.name
+
+    @property
+    def owns_lifecycle(self) -> bool:
+        """Whether the sandbox ends with this object's process."""
+        return self._pending is not None and self._pending.attached
+
+    @property
+    def ephemeral(self) -> bool:
+        """Whether it is removed when it stops."""
+        return self._record.ephemeral
+
+    @property
+    def isolation(self) -> str | None:
+        """``kvm`` or ``emulated``; None for a sandbox that someone else started."""
+        return None if self.ready is None else self.ready.isolation
+
+    @property
+    def created_at(self) -> datetime:
+        """When it was created."""
+        return _time(self._record)
+
+    @property
+    def status(self) -> Status:
+        """Whether it runs, asked of the kernel now."""
+        running = SandboxDirectory(self._home, self._record.id).is_running()
+        return Status.RUNNING if running else Status.STOPPED
+
+    # -------------------------------------------------------------------------------------- commands
+
+    def command(self, arguments: Sequence[str] = ()) -> tuple[str, ...]:
+        """ENTRYPOINT + (`arguments`, or CMD) of this sandbox. Raises `ConfigError` when that is empty."""
+        found = _config.command_line(
+            self._config, self._image_config.entrypoint, self._image_config.cmd, tuple(arguments)
+        )
+        if not found:
+            raise ConfigError(
+                f"the image {self._record.image} names no command to run",
+                hint="give one: msb run IMAGE -- COMMAND",
+            )
+        return found
+
+    async def exec_stream(
+        self,
+        cmd: str,
+        args: Sequence[str] = (),
+        *,
+        cwd: str | None = None,
+        user: str | None = None,
+        env: Mapping[str, str] | None = None,
+        timeout: float | str | None = None,
+        stdin: Stdin | bytes | None = None,
+        rlimits: Mapping[str, tuple[int, int]] | None = None,
+    ) -> ExecHandle:
+        """Start a command and return a handle to it.
+
+        `cwd`, `user` and `env` are added to what the sandbox and the image set. `timeout` is in
+        seconds, or text such as ``30s``. `stdin`: nothing by default. `rlimits`: soft and hard
+        values by name (``nofile``).
+
+        Raises `ExecFailed` when it cannot be run, `NotRunning`, `ValueError`.
+        """
+        merged = dict(pair.partition("=")[::2] for pair in self._image_config.env)
+        merged.setdefault("PATH", _config.DEFAULT_PATH)
+        merged.update(self._config.env)
+        merged.update(_config.check_env(env or {}))
+        return await start_command(
+            self._client,
+            [cmd, *args],
+            cwd=cwd or self._config.workdir or self._image_config.working_dir or None,
+            user=user or self._config.user or self._image_config.user or None,
+            env=merged,
+            timeout=None if timeout is None else _config.parse_duration(timeout, "timeout"),
+            stdin=Stdin.bytes(stdin) if isinstance(stdin, bytes) else (stdin or Stdin.null()),
+            rlimits=rlimits or {},
+        )
+
+    async def exec(
+        self,
+        cmd: str,
+        args: Sequence[str] = (),
+        *,
+        cwd: str | None = None,
+        user: str | None = None,
+        env: Mapping[str, str] | None = None,
+        timeout: float | str | None = None,
+        stdin: Stdin | bytes | None = None,
+        rlimits: Mapping[str, tuple[int, int]] | None = None,
+    ) -> ExecOutput:
+        """Run a command to its end and return its output; see `exec_stream` for the parameters.
+
+        Raises `ExecTimeout` (with the output so far) at the time limit, and `OutcomeUnknown` when
+        the sandbox ended before the command had.
+        """
+        handle = await self.exec_stream(
+            cmd, args, cwd=cwd, user=user, env=env, timeout=timeout, stdin=stdin, rlimits=rlimits
+        )
+        return await handle.collect()
+
+    async def shell(self, script: str, *, timeout: float | str | None = None) -> ExecOutput:
+        """Run a script with the sandbox's ``/bin/sh``."""
+        return await self.exec("/bin/sh", ["-c", script], timeout=timeout)
+
+    async def ping(self) -> float:
+        """Seconds until the agent in the sandbox answered. Raises `NotRunning`."""
+        try:
+            return await self._client.ping()
+        except ChannelError as error:
+            raise self._lost(error) from error
+
+    # ------------------------------------------------------------------------------------------- end
+
+    async def stop(self, timeout: float = DEFAULT_GRACE) -> None:
+        """Stop it: SIGTERM to every process, SIGKILL after `timeout` seconds, disk written out, off.
+
+        What does not go along with that is killed five seconds later. Does nothing if it has stopped.
+        """
+        pidfd = self._supervisor()
+        if pidfd is None:
+            return
+        try:
+            try:
+                async with asyncio.timeout(timeout + 5):
+                    await self._client.shutdown(timeout)
+                    await asyncio.to_thread(_attach.wait_gone, pidfd, 5)
+            except (ChannelError, TimeoutError):
+                pass  # it is killed below, or has gone
+            _attach.terminate(pidfd)
+            await asyncio.to_thread(_attach.wait_gone, pidfd)
+        finally:
+            os.close(pidfd)
+        await self._ended()
+
+    async def kill(self) -> None:
+        """End it at once, as if its power were cut. Does nothing if it has stopped."""
+        pidfd = self._supervisor()
+        if pidfd is None:
+            return
+        try:
+            _attach.terminate(pidfd)
+            await asyncio.to_thread(_attach.wait_gone, pidfd)
+        finally:
+            os.close(pidfd)
+        await self._ended()
+
+    async def destroy(self) -> None:
+        """End it at once and remove it, with everything it has written."""
+        await self.kill()
+        if not self.ephemeral:
+            await asyncio.to_thread(_create.forget, self._home, self._record)
+
+    async def detach(self) -> None:
+        """Close the connection; a sandbox that was created detached goes on."""
+        await self._client.close()
+        if self._pending is not None:
+            self._pending.supervisor.close()
+
+    async def wait_until_stopped(self) -> None:
+        """Wait until it has stopped, for whatever reason."""
+        pidfd = self._supervisor()
+        if pidfd is not None:
+            try:
+                await asyncio.to_thread(_attach.wait_gone, pidfd)
+            finally:
+                os.close(pidfd)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self.ephemeral:
+            await self.kill()
+        else:
+            await self.stop()
+
+    def _supervisor(self) -> int | None:
+        """A pidfd of the supervisor; None if it has gone."""
+        if self._over:
+            return None
+        if self._pending is not None:
+            return os.dup(self._pending.supervisor.pidfd)
+        try:
+            connection = connect_unix(SandboxDirectory(self._home, self._record.id).socket)
+        except OSError:
+            return None
+        with connection:
+            try:
+                return _attach.supervisor_of(connection)
+            except NotRunning:
+                return None
+
+    async def _ended(self) -> None:
+        """The supervisor has gone: let go of everything, and clean up what it could not."""
+        if self._over:
+            return
+        self._over = True
+        await self._client.close()
+        if self._pending is not None:
+            self._pending.supervisor.close()
+            self._pending.supervisor.reap()
+        if self.ephemeral:
+            await asyncio.to_thread(_create.forget_quietly, self._home, self._record)
+
+    def _lost(self, error: ChannelError) -> NotRunning:
+        return NotRunning(f"the sandbox {self.name!r} is not running any more: {error}")
+
+
+def list_sandboxes(home: Path) -> list[SandboxInfo]:
+    """Every sandbox, oldest first; repairs what a crash has left."""
+    found = []
+    for record, running in _create.reconcile(home):
+        config = _config.SandboxConfig.unpack(record.config)
+        found.append(
+            SandboxInfo(
+                id=record.id,
+                name=record.name,
+                status=Status.RUNNING if running else Status.STOPPED,
+                image=record.image,
+                image_digest=record.image_digest,
+                ephemeral=record.ephemeral,
+                created_at=_time(record),
+                cpus=config.cpus,
+                memory_mib=config.memory_mib,
+            )
+        )
+    return found
+
+
+def _time(record: Record) -> datetime:
+    return datetime.fromtimestamp(record.created_ns / 1e9, tz=UTC)
+
+
+async def _connect(directory: SandboxDirectory, name: str) -> AgentClient:
+    try:
+        return await AgentClient.connect(directory.socket)
+    except (ChannelError, OSError) as error:
+        raise NotRunning(
+            f"the sandbox {name!r} is not running", hint=f"start it: msb start {name}"
+        ) from error
+
+
+async def _abandon(pending: Pending) -> None:
+    """A start that failed or was given up: wait for the supervisor to clean up, then look after it."""
+    pending.supervisor.close()
+    _attach.terminate(pending.supervisor.pidfd)
+    await asyncio.shield(asyncio.to_thread(_attach.wait_gone, pending.supervisor.pidfd, 5))
+    pending.supervisor.reap()
+    if pending.record.ephemeral or pending.fresh:
+        await asyncio.shield(asyncio.to_thread(_create.forget_quietly, pending.home, pending.record))

@@ -1,0 +1,312 @@
+"""Everything that lives as long as a sandbox: its VM, the relay to its agent, its directory.
+
+Order of a start: upper, VMM, and only then what can be done while the guest boots. Order of an
+end: the VMM is dead before anything of the sandbox is removed, and the lock is let go last.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import msgpack
+from microsandbox_core import env
+from microsandbox_core.bootdisk import ensure_boot_disk
+from microsandbox_core.errors import BootFailed, CoreError
+from microsandbox_core.kernel import ensure_kernel
+from microsandbox_core.upper import create_upper
+from microsandbox_core.vmm import Disk, DiskFormat, Vm, VmSpec, choose
+
+from microsandbox._directory import SandboxDirectory
+from microsandbox._launch import MESSAGE_LIMIT, Launch
+from microsandbox.errors import MicrosandboxError
+from microsandbox.supervisor._console import Console
+
+BOOT_DEADLINE = 60.0
+"""Seconds from the VMM's start to agentd's answer. Emulated on a busy machine, a boot may take ten."""
+
+CONFIGURE_DEADLINE = 30.0
+_SWITCH_OFF_TIME = 2.0  # seconds between a guest's last word and its VMM's end
+
+
+def read_launch(packed: bytes) -> Launch:
+    """The configuration as the creator packed it."""
+    values = msgpack.unpackb(packed, unicode_errors="surrogateescape")
+    return Launch(**values)
+
+
+class Supervision:
+    """One sandbox's life. `run` returns the process's exit code."""
+
+    def __init__(self, launch: Launch) -> None:
+        self._launch = launch
+        # Inherited descriptors are open across exec(); the VMM must not get any of them.
+        for descriptor in (launch.lock, launch.lifeline, launch.image_pin):
+            os.set_inheritable(descriptor, False)
+        self._lifeline = socket.socket(fileno=launch.lifeline)
+        self._lifeline.setblocking(False)
+        self._home = Path(launch.home)
+        self._directory = SandboxDirectory(self._home, launch.identifier)
+        self._console = Console(self._directory.console_log)
+        self._timings: dict[str, float] = {}
+        self._began = time.monotonic()
+        self._ready = False
+        self._reason = "stopped"
+        self._vm: Vm | None = None
+
+    # ------------------------------------------------------------------------------------------- life
+
+    def run(self) -> int:
+        """Start the VM, serve it, end it."""
+        try:
+            self._vm = self._start_vm()
+            self._serve(self._vm)
+        except (CoreError, MicrosandboxError) as error:
+            self._fail(error)
+        except OSError as error:
+            self._fail(CoreError(f"the supervisor failed: {error}", code="supervisor"))
+        finally:
+            self._finish()
+        return 0
+
+    def _start_vm(self) -> Vm:
+        launch = self._launch
+        kernel_path = env.path(env.MSB_KERNEL)
+        kernel = ensure_kernel(self._home, kernel=kernel_path)
+        boot_disk = ensure_boot_disk(self._home)
+        driver = choose(self._home, kernel, boot_disk, name=launch.vmm, require_kvm=launch.require_kvm)
+        self._mark("prepare")
+        upper = self._directory.upper
+        if not upper.exists():
+            create_upper(self._home, upper)
+        self._mark("upper")
+        spec = VmSpec(
+            kernel=kernel.path,
+            boot_disk=boot_disk.path,
+            disks=(
+                Disk(path=Path(launch.image_disk), format=DiskFormat.VMDK, read_only=True),
+                Disk(path=upper, scratch=launch.ephemeral),
+            ),
+            vcpus=launch.cpus,
+            memory_mib=launch.memory_mib,
+        )
+        vm = driver.start(spec)
+        self._mark("spawn")
+        return vm
+
+    def _serve(self, vm: Vm) -> None:
+        # Imported while the guest boots.
+        from microsandbox_core.relay import Relay
+        from microsandbox_core.relay_server import RelayServer
+        from microsandbox_core.unix_socket import listen_unix
+
+        self._directory.socket.unlink(missing_ok=True)  # of an earlier life; the lock is ours
+        listener = listen_unix(self._directory.socket)
+        relay = Relay(
+            name="supervisor",
+            # Whoever can reach the socket is the user who owns the sandbox, and may stop it.
+            privileged_methods=frozenset({"configure"}),
+            on_ready=lambda hello: self._configure(),
+        )
+        self._server = RelayServer(relay, vm.agent, listener)
+        self._relay = relay
+        self._server.watch(self._lifeline.fileno(), self._on_lifeline)
+        self._server.watch(vm.console.fileno(), self._on_console)
+        self._server.watch(vm.pidfd, self._on_vm_end)
+        wakeup, self._signalled = socket.socketpair()
+        wakeup.setblocking(False)
+        self._signalled.setblocking(False)
+        signal.set_wakeup_fd(wakeup.fileno(), warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda *_: None)
+        self._server.watch(self._signalled.fileno(), self._on_signal)
+        self._deadline = self._server.call_later(
+            BOOT_DEADLINE,
+            lambda: self._give_up("boot", f"agentd did not answer within {BOOT_DEADLINE:.0f} s"),
+        )
+        self._mark("serve")
+        lost = self._server.run()
+        if lost is not None and not self._ready:
+            raise self._boot_failed("boot", f"the guest ended before it was ready ({lost})")
+        if lost is not None:
+            self._await_end(vm, lost)
+
+    def _await_end(self, vm: Vm, lost: Exception) -> None:
+        """The guest let go of its port: normally because it is switching off, which takes a moment."""
+        select.select([vm.pidfd], [], [], _SWITCH_OFF_TIME)
+        vm.kill()
+        code = vm.reap()
+        self._drain_console()
+        if code != 0:
+            self._reason = f"the VMM ended {_told(code)} ({lost})"
+
+    # --------------------------------------------------------------------------------------- the start
+
+    def _configure(self) -> None:
+        self._mark("boot")
+        self._deadline.cancel()
+        self._deadline = self._server.call_later(
+            CONFIGURE_DEADLINE,
+            lambda: self._give_up("configure", f"agentd was not done within {CONFIGURE_DEADLINE:.0f} s"),
+        )
+        request: dict[str, Any] = {
+            "entropy": os.urandom(256),
+            "time_ns": time.time_ns(),
+            "hostname": self._launch.hostname,
+            "machine_id": os.urandom(16).hex(),
+            "image": {"device": "/dev/vdb", "fstype": "erofs"},
+            "upper": {"device": "/dev/vdc", "fstype": "ext4"},
+            "hosts": [],
+            "resolv_conf": None,
+        }
+        self._relay.open("configure", request, self._on_configured)
+
+    def _on_configured(self, event: Any) -> None:
+        from microsandbox_core.channel import Ended, Failed
+
+        if isinstance(event, Failed):
+            return  # the server's run() ends with the reason
+        if not isinstance(event, Ended):
+            return
+        self._deadline.cancel()
+        error = event.body.get("error")
+        if error is not None:
+            told = error if isinstance(error, dict) else {}
+            stage, message = str(told.get("stage")), str(told.get("message"))
+            self._give_up("configure", f"agentd could not set the sandbox up: {stage}: {message}")
+        self._mark("configure")
+        self._relay.configured = True
+        self._ready = True
+        timings = event.body.get("timings")
+        assert self._vm is not None
+        self._say(
+            {
+                "t": "ready",
+                "isolation": str(self._vm.isolation),
+                "timings": self._timings,
+                "agent": timings if isinstance(timings, dict) else {},
+                "vmm_pid": self._vm.pid,
+            }
+        )
+
+    def _give_up(self, stage: str, message: str) -> None:
+        raise self._boot_failed(stage, message)
+
+    def _boot_failed(self, stage: str, message: str) -> BootFailed:
+        self._drain_console()
+        return BootFailed(
+            f"the sandbox did not start: {message}",
+            stage=stage,
+            console=self._console.tail(),
+            hint="`msb doctor` checks this machine; with --log-level debug the console is shown",
+        )
+
+    # ----------------------------------------------------------------------------------------- events
+
+    def _on_lifeline(self) -> None:
+        try:
+            message = self._lifeline.recv(MESSAGE_LIMIT)
+        except BlockingIOError:
+            return
+        except OSError:
+            message = b""
+        if message:
+            return  # the creator has nothing to say yet; a later version may, and is not understood here
+        self._server.unwatch(self._lifeline.fileno())
+        if self._launch.attached or not self._ready:
+            # The creator is gone, or has what it wanted: nobody is left who could want this sandbox.
+            self._server.stop()
+
+    def _on_console(self) -> None:
+        assert self._vm is not None
+        try:
+            data = self._vm.console.recv(1 << 16, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if data:
+            self._console.feed(data)
+        else:
+            self._server.unwatch(self._vm.console.fileno())
+
+    def _on_vm_end(self) -> None:
+        assert self._vm is not None
+        self._server.unwatch(self._vm.pidfd)
+        # What the guest had still said is in the port's socket; the relay ends when that is read.
+
+    def _on_signal(self) -> None:
+        self._signalled.recv(4096)
+        self._server.stop()
+
+    def _drain_console(self) -> None:
+        if self._vm is None:
+            return
+        while True:
+            try:
+                data = self._vm.console.recv(1 << 16, socket.MSG_DONTWAIT)
+            except OSError:
+                return
+            if not data:
+                return
+            self._console.feed(data)
+
+    # -------------------------------------------------------------------------------------- the end
+
+    def _fail(self, error: CoreError | MicrosandboxError) -> None:
+        if self._vm is not None:
+            self._drain_console()
+        self._reason = str(error)
+        self._say(
+            {
+                "t": "failed",
+                "kind": type(error).__name__,
+                "message": str(error),
+                "hint": error.hint,
+                "code": error.code,
+                "stage": getattr(error, "stage", None),
+                "console": getattr(error, "console", ""),
+            }
+        )
+
+    def _finish(self) -> None:
+        if self._vm is not None:
+            self._vm.kill()
+            self._vm.reap()
+        self._directory.socket.unlink(missing_ok=True)
+        if self._launch.ephemeral:
+            self._forget()
+        self._say({"t": "ended", "reason": self._reason})
+        # The lock and the pin on the image go with the process.
+
+    def _forget(self) -> None:
+        from microsandbox._state import State
+
+        try:
+            self._directory.remove()
+            state = State(self._home)
+            state.remove(self._launch.identifier)
+            state.close()
+        except MicrosandboxError as error:
+            # The next command that looks removes it; here nobody may be left to read this.
+            sys.stderr.write(f"could not clean up {self._directory.path}: {error}\n")
+
+    def _say(self, message: dict[str, Any]) -> None:
+        try:
+            self._lifeline.send(msgpack.packb(message, unicode_errors="surrogateescape"))
+        except OSError:
+            pass  # the creator is gone; the lock says what there is to say
+
+    def _mark(self, step: str) -> None:
+        """Note how many milliseconds have passed since the supervisor began."""
+        self._timings[step] = round((time.monotonic() - self._began) * 1000, 2)
+
+
+def _told(code: int) -> str:
+    return f"by signal {-code}" if code < 0 else f"with exit code {code}"
