@@ -31,9 +31,8 @@ def publish(path: Path, content: bytes, *, mode: int = 0o444) -> None:
     Raises `StorageError`; nothing is left behind then.
     """
     temporary = temporary_for(path)
+    prepare(path.parent)
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        sweep(path.parent)
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
@@ -85,6 +84,15 @@ class Stamp:
         """Remove the file and its stamp."""
         self.path.unlink(missing_ok=True)
         self._stamp.unlink(missing_ok=True)
+
+
+def prepare(directory: Path) -> None:
+    """Make a directory of the cache, 0700, and remove what killed writers left. Raises `StorageError`."""
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        sweep(directory)
+    except OSError as error:
+        raise StorageError.from_os("create", directory, error) from error
 
 
 def temporary_for(path: Path) -> Path:

@@ -45,6 +45,7 @@ class StorageError(CoreError):
             errno.EACCES: "make the directory writable for you, or set MSB_HOME to one that is",
             errno.EPERM: "make the directory writable for you, or set MSB_HOME to one that is",
             errno.EROFS: "set MSB_HOME to a directory on a writable file system",
+            errno.EEXIST: "move that file away, or set MSB_HOME to another directory",
             errno.ENOTDIR: "move that file away, or set MSB_HOME to another directory",
         }
         reason = error.strerror or str(error)

@@ -7,7 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
-from microsandbox_core.artifacts import sweep, temporary_for
+from microsandbox_core.artifacts import prepare, temporary_for
 from microsandbox_core.errors import CoreError, StorageError
 
 DEFAULT_SIZE = 8 << 30
@@ -30,6 +30,8 @@ def create_upper(home: Path, path: Path, *, size: int = DEFAULT_SIZE) -> None:
     formatted = _ensure_formatted(home, size)
     try:
         _copy_sparse(formatted, path)
+    except FileExistsError as error:
+        raise StorageError.from_os("create", path, error) from error
     except OSError as error:
         path.unlink(missing_ok=True)
         raise StorageError.from_os("create", path, error) from error
@@ -65,9 +67,8 @@ def _ensure_formatted(home: Path, size: int) -> Path:
     import subprocess
 
     temporary, packed = temporary_for(path), temporary_for(path)
+    prepare(path.parent)
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        sweep(path.parent)
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "rb") as file:
             os.ftruncate(file.fileno(), size)

@@ -50,15 +50,19 @@ class SandboxDirectory:
 
     def create(self) -> int:
         """Make the directory and return a descriptor that holds its lock. Raises `StateError`."""
-        try:
-            with _guard(self.path.parent):
+        with _guard(self.path.parent):
+            try:
                 self.path.mkdir(mode=0o700)
+            except OSError as error:
+                raise _state_error("create", self.path, error) from error
+            try:
                 descriptor = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+                # Nobody else can hold it: everyone who could look waits for the guard.
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return descriptor
-        except OSError as error:
-            self.remove()
-            raise _state_error("create", self.path, error) from error
+            except OSError as error:
+                self.remove()
+                raise _state_error("create", self.lock, error) from error
+        return descriptor
 
     def try_lock(self) -> int | None:
         """The lock, as a descriptor, if no supervisor holds it; None if one does or it is gone."""
@@ -128,8 +132,11 @@ def _guard(parent: Path) -> Iterator[None]:
 
     Between making a directory and locking it a new sandbox looks just like a leftover.
     """
-    parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(parent / ".guard", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(parent / ".guard", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise _state_error("create", parent, error) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield

@@ -1,0 +1,134 @@
+"""What users may ask for, and how refusals read."""
+
+from contextlib import suppress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from microsandbox._config import (
+    SandboxConfig,
+    check_env,
+    check_hostname,
+    check_name,
+    command_line,
+    parse_cpus,
+    parse_duration,
+    parse_memory,
+    parse_size,
+)
+from microsandbox.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("given_", "mib"), [("512M", 512), ("1G", 1024), ("1.5G", 1536), ("64m", 64), ("2GiB", 2048), (256, 256)]
+)
+def test_memory_is_understood(given_: int | str, mib: int) -> None:
+    assert parse_memory(given_) == mib
+
+
+@pytest.mark.parametrize("given_", ["", "x", "-1G", "1P", "512", "63M", 0, -5, 1 << 21, "1e3M", "1G 1G"])
+def test_memory_that_cannot_be_is_refused_by_name(given_: int | str) -> None:
+    with pytest.raises(ConfigError, match="memory"):
+        parse_memory(given_)
+
+
+def test_memory_of_another_type_is_a_type_error() -> None:
+    with pytest.raises(TypeError, match="memory"):
+        parse_memory(True)
+    with pytest.raises(TypeError, match="memory"):
+        parse_memory(1.5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("500ms", 0.5), ("30s", 30), ("5m", 300), ("1h", 3600), ("1.5", 1.5)]
+)
+def test_durations_are_understood(text: str, seconds: float) -> None:
+    assert parse_duration(text, "timeout") == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1s", "s", "1d", "99999999999h", "nan", "inf"])
+def test_durations_that_are_none_are_refused_by_name(text: str) -> None:
+    with pytest.raises(ConfigError, match="--timeout"):
+        parse_duration(text, "--timeout")
+
+
+@given(st.text(max_size=40))
+def test_no_text_is_more_than_refused(text: str) -> None:
+    for parse in (lambda t: parse_size(t, "size"), lambda t: parse_duration(t, "time")):
+        with suppress(ConfigError):
+            assert parse(text) >= 0
+
+
+@pytest.mark.parametrize("name", ["a", "dev", "a.b-c_d", "0x", "a" * 63])
+def test_names_that_are(name: str) -> None:
+    assert check_name(name) == name
+
+
+@pytest.mark.parametrize(
+    "name", ["", "..", ".", "a/b", "-a", "_a", "a" * 64, "a" * 300, "ü", "a b", "a\n", "a\0"]
+)
+def test_l05_names_that_are_not(name: str) -> None:
+    with pytest.raises(ConfigError, match="name"):
+        check_name(name)
+
+
+@pytest.mark.parametrize("hostname", ["", "-a", "a-", "a.b", "a_b", "x" * 64, "ä"])
+def test_host_names_that_are_not(hostname: str) -> None:
+    with pytest.raises(ConfigError, match="hostname"):
+        check_hostname(hostname)
+
+
+@pytest.mark.parametrize("env", [{"": "x"}, {"A=B": "x"}, {"A\0": "x"}, {"A": "x\0"}])
+def test_variables_that_cannot_be_set(env: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="env"):
+        check_env(env)
+
+
+def test_the_value_of_a_bad_variable_is_not_shown() -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_env({"TOKEN": "hunter2\0"})
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("cpus", [0, -1, 65])
+def test_cpus_out_of_range(cpus: int) -> None:
+    with pytest.raises(ConfigError, match="cpus"):
+        parse_cpus(cpus)
+
+
+@given(
+    st.builds(
+        SandboxConfig,
+        cpus=st.integers(1, 64),
+        memory_mib=st.integers(64, 1 << 20),
+        hostname=st.none() | st.text(max_size=9),
+        env=st.lists(st.tuples(st.text(max_size=9), st.text(max_size=9))).map(tuple),
+        entrypoint=st.none() | st.lists(st.text(max_size=9)).map(tuple),
+        labels=st.lists(st.tuples(st.text(max_size=9), st.text(max_size=9))).map(tuple),
+    )
+)
+def test_a_config_survives_the_database(config: SandboxConfig) -> None:
+    assert SandboxConfig.unpack(config.pack()) == config
+
+
+def test_bytes_that_are_not_utf8_survive_the_database() -> None:
+    config = SandboxConfig(env=(("A", b"\xff\xfe".decode("utf-8", "surrogateescape")),))
+    assert SandboxConfig.unpack(config.pack()) == config
+
+
+@pytest.mark.parametrize(
+    ("config", "arguments", "expected"),
+    [
+        (SandboxConfig(), (), ("/entry", "default")),
+        (SandboxConfig(), ("given",), ("/entry", "given")),
+        (SandboxConfig(entrypoint=("/mine",)), (), ("/mine",)),
+        (SandboxConfig(entrypoint=("/mine",)), ("given",), ("/mine", "given")),
+        (SandboxConfig(entrypoint=()), ("given",), ("given",)),
+        (SandboxConfig(entrypoint=()), (), ()),
+        (SandboxConfig(cmd=("other",)), (), ("/entry", "other")),
+    ],
+)
+def test_the_command_is_entrypoint_and_arguments_or_cmd(
+    config: SandboxConfig, arguments: tuple[str, ...], expected: tuple[str, ...]
+) -> None:
+    assert command_line(config, ("/entry",), ("default",), arguments) == expected

@@ -1,0 +1,17 @@
+"""What a start imports before the VM runs: nothing that only later steps need."""
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = {"asyncio", "typer", "pydantic", "httpx", "ssl", "http", "email", "subprocess", "cffi", "logging"}
+
+
+@pytest.mark.parametrize(
+    "module", ["microsandbox", "microsandbox._create", "microsandbox.supervisor._supervise"]
+)
+def test_the_start_path_stays_light(module: str) -> None:
+    script = f"import {module}, sys; print(*sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True, check=True)
+    assert HEAVY & set(done.stdout.split()) == set()

@@ -1,0 +1,87 @@
+"""The database: unique names, refusals that name it, no write to what it does not understand."""
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+from microsandbox._state import SCHEMA_VERSION, Record, State
+from microsandbox.errors import AlreadyExists, StateError
+
+
+def record(identifier: str = "a1", name: str = "dev") -> Record:
+    return Record(identifier, name, False, 1, "busybox", "sha256:0", b"\x80")
+
+
+def test_what_was_added_is_found_by_name_and_id(tmp_path: Path) -> None:
+    state = State(tmp_path)
+    state.add(record())
+    assert state.find("dev") == record()
+    assert state.find("a1") == record()
+    assert state.find("other") is None
+    assert state.all() == [record()]
+    state.close()
+
+
+def test_a_name_beats_an_equal_id(tmp_path: Path) -> None:
+    state = State(tmp_path)
+    state.add(record("b2", "first"))
+    state.add(record("c3", "b2"))
+    found = state.find("b2")
+    assert found is not None
+    assert found.id == "c3"
+    state.close()
+
+
+def test_a_taken_name_is_refused_with_a_way_out(tmp_path: Path) -> None:
+    state = State(tmp_path)
+    state.add(record())
+    with pytest.raises(AlreadyExists, match="'dev'") as caught:
+        state.add(record("other"))
+    assert "msb rm dev" in (caught.value.hint or "")
+    assert len(state.all()) == 1
+    state.close()
+
+
+def test_removing_what_is_not_there_is_nothing(tmp_path: Path) -> None:
+    state = State(tmp_path)
+    state.remove("nothing")
+    state.close()
+
+
+def test_the_file_is_private(tmp_path: Path) -> None:
+    state = State(tmp_path / "home")
+    state.add(record())
+    state.close()
+    assert (tmp_path / "home").stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "home" / "state.db").stat().st_mode & 0o777 == 0o600
+
+
+def test_l08_a_newer_schema_is_refused_without_writing(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE future (x)")
+    connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+    connection.commit()
+    connection.close()
+    before = path.read_bytes()
+    with pytest.raises(StateError, match="newer") as caught:
+        State(tmp_path).all()
+    assert caught.value.hint
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["state.db"]
+
+
+@pytest.mark.parametrize("content", [b"garbage" * 1000, b"SQLite format 3\0" + b"\xff" * 4000])
+def test_l08_a_corrupt_database_is_named_and_left_alone(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "state.db"
+    path.write_bytes(content)
+    with pytest.raises(StateError, match=r"state\.db") as caught:
+        State(tmp_path).all()
+    assert caught.value.hint
+    assert path.read_bytes() == content
+
+
+def test_a_file_in_place_of_the_home_is_named(tmp_path: Path) -> None:
+    (tmp_path / "home").write_bytes(b"")
+    with pytest.raises(StateError, match="home"):
+        State(tmp_path / "home").all()
