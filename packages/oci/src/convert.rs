@@ -202,3 +202,232 @@ pub fn device(block: bool, major: u32, minor: u32) -> Result<Kind> {
         },
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{
+        contents, describe, entry, file, layer, layer_with, open, outline, pax, seal,
+    };
+    use proptest::prelude::*;
+
+    fn refused(entries: &[Vec<u8>]) -> Option<Code> {
+        layer(entries).err().and_then(|error| error.code())
+    }
+
+    #[test]
+    fn attributes_survive() {
+        let records = pax(&[
+            ("mtime", b"-1.25"),
+            ("uid", b"4294967294"),
+            ("SCHILY.xattr.security.capability", b"\x01\0\xff"),
+            ("path", b"d/\xff\xfe"),
+        ]);
+        let image = layer(&[records, file(b"ignored", b"hi")]).unwrap();
+        let all = describe(&open(&image), &[&image]);
+        let line = &all["/d/\u{fffd}\u{fffd}"];
+        assert!(
+            line.starts_with("file \"hi\" 640 4294967294:100 -2.750000000 {"),
+            "{line}"
+        );
+    }
+
+    #[test]
+    fn later_entries_win() {
+        let image = layer(&[
+            file(b"a", b"1"),
+            entry(b'1', b"b", b"a", b""),
+            file(b"a", b"2"),
+        ])
+        .unwrap();
+        let all = outline(&open(&image), &[&image]);
+        assert_eq!(all["/a"], "file \"2\"");
+        assert_eq!(all["/b"], "file \"1\"");
+    }
+
+    #[test]
+    fn markers_survive_in_the_layer() {
+        let image = layer(&[
+            file(b".wh.gone", b""),
+            entry(b'1', b"link", b"lower/file", b""),
+            file(b"d/.wh..wh..opq", b""),
+        ])
+        .unwrap();
+        let all = outline(&open(&image), &[&image]);
+        assert_eq!(all["/gone"], "Whiteout");
+        assert!(all["/link"].starts_with("HardLink("));
+        assert_eq!(all["/d"], "dir listed=false opaque=true");
+    }
+
+    #[test]
+    fn o01_paths_that_leave_the_root_are_refused() {
+        for name in [&b"../../etc/cron.d/x"[..], b"a/../../b", b"..", b"a/.."] {
+            assert_eq!(refused(&[file(name, b"")]), Some(Code::BadPath));
+            assert_eq!(
+                refused(&[entry(b'1', b"l", name, b"")]),
+                Some(Code::BadPath)
+            );
+        }
+        assert!(layer(&[file(b"/abs/path", b"")]).is_ok());
+    }
+
+    #[test]
+    fn o09_contradictions_are_refused() {
+        let mut negative = file(b"f", b"");
+        negative[124..136].fill(0xff);
+        seal(&mut negative);
+        assert_eq!(refused(&[negative]), Some(Code::BadHeader));
+
+        let size = pax(&[("size", b"512")]);
+        assert_eq!(
+            refused(&[size, file(b"f", b"12345")]),
+            Some(Code::BadHeader)
+        );
+
+        let mut long = entry(b'L', b"long", b"", b"");
+        long[124..135].copy_from_slice(b"10000000000");
+        seal(&mut long);
+        assert_eq!(refused(&[long]), Some(Code::HeaderTooLarge));
+
+        let sparse = pax(&[
+            ("GNU.sparse.major", b"0"),
+            ("GNU.sparse.size", b"9223372036854775807"),
+            ("GNU.sparse.map", b"0,1"),
+        ]);
+        assert_eq!(refused(&[sparse, file(b"f", b"1")]), Some(Code::TooLarge));
+
+        let mut mode = file(b"f", b"");
+        mode[100] = b'x';
+        seal(&mut mode);
+        assert_eq!(refused(&[mode]), Some(Code::BadHeader));
+        assert_eq!(
+            refused(&[entry(b'M', b"f", b"", b"")]),
+            Some(Code::Unsupported)
+        );
+        assert_eq!(refused(&[entry(b'2', b"f", b"", b"")]), Some(Code::BadLink));
+    }
+
+    #[test]
+    fn o13_a_truncated_stream_is_noticed() {
+        let whole = file(b"f", &[1; 1000]);
+        for len in [1, 511, 513, 1023, 1535] {
+            assert_eq!(
+                Reader::new(&whole[..len], Limits::default())
+                    .next_entry()
+                    .and_then(|_| read_all(&whole[..len]))
+                    .unwrap_err()
+                    .code(),
+                Some(Code::Truncated),
+                "{len}"
+            );
+        }
+    }
+
+    fn read_all(tar: &[u8]) -> Result<u64> {
+        let limits = Limits::default();
+        let out = crate::testing::scratch();
+        read_tar(&mut Reader::new(tar, limits.clone()), &out, &limits).map(|(_, _, count)| count)
+    }
+
+    #[test]
+    fn sparse_files_keep_their_holes() {
+        let sparse = pax(&[
+            ("GNU.sparse.size", b"1048576"),
+            ("GNU.sparse.numblocks", b"2"),
+            ("GNU.sparse.offset", b"4000"),
+            ("GNU.sparse.numbytes", b"200"),
+            ("GNU.sparse.offset", b"1048575"),
+            ("GNU.sparse.numbytes", b"1"),
+        ]);
+        let image = layer(&[sparse, file(b"f", &[7; 201]), file(b"g", b"after")]).unwrap();
+        let tree = open(&image);
+        let id = tree.lookup(&[b"f"]).unwrap();
+        let Kind::File { size, blocks } = &tree.node(id).kind else {
+            panic!("not a file");
+        };
+        let data = contents(*size, blocks, &[&image]);
+        let expected = |i: usize| (4000..4200).contains(&i) || i == 1048575;
+        assert!(data
+            .iter()
+            .enumerate()
+            .all(|(i, &b)| b == if expected(i) { 7 } else { 0 }));
+        assert!(matches!(blocks, Blocks::Chunks { .. }));
+        assert!(image.metadata().unwrap().len() < 100_000);
+        assert_eq!(outline(&tree, &[&image])["/g"], "file \"after\"");
+    }
+
+    #[test]
+    fn limits_are_errors_with_a_name() {
+        let many: Vec<_> = (0..50)
+            .map(|i| file(format!("{i}").as_bytes(), b""))
+            .collect();
+        let code = |limits: Limits| layer_with(&many, &limits).unwrap_err().code();
+        assert_eq!(
+            code(Limits {
+                max_entries: 20,
+                ..Limits::default()
+            }),
+            Some(Code::TooManyEntries)
+        );
+        assert_eq!(
+            code(Limits {
+                max_metadata: 2000,
+                ..Limits::default()
+            }),
+            Some(Code::Metadata)
+        );
+    }
+
+    /// A small alphabet of names makes entries collide, which is where the rules are.
+    fn any_entry() -> impl Strategy<Value = Vec<u8>> {
+        let name = proptest::collection::vec(
+            prop_oneof!["a", "b", "\\.wh\\.a", "\\.wh\\.\\.wh\\.\\.opq"],
+            1..4,
+        )
+        .prop_map(|parts| parts.join("/").into_bytes());
+        let kind = proptest::sample::select(&b"0012345566"[..]);
+        (
+            kind,
+            name.clone(),
+            name,
+            proptest::collection::vec(any::<u8>(), 0..9000),
+        )
+            .prop_map(|(kind, name, link, data)| match kind {
+                b'0' => entry(kind, &name, b"", &data),
+                b'1' | b'2' => entry(kind, &name, &link, b""),
+                _ => entry(kind, &name, b"", b""),
+            })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(200))]
+
+        #[test]
+        fn what_is_written_is_read_back(entries in proptest::collection::vec(any_entry(), 0..12)) {
+            let limits = Limits::default();
+            let out = crate::testing::scratch();
+            let tar = entries.concat();
+            let mut reader = Reader::new(&tar[..], limits.clone());
+            if let Ok((tree, start, _)) = read_tar(&mut reader, &out, &limits) {
+                write::write(&out, &tree, start, &[], Identity::Known([0; 32])).unwrap();
+                prop_assert_eq!(describe(&open(&out), &[&out]), describe(&tree, &[&out]));
+            }
+        }
+
+        #[test]
+        fn hostile_streams_end_in_an_error_or_a_layer(
+            entries in proptest::collection::vec(any_entry(), 1..4),
+            flips in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..20),
+        ) {
+            let mut tar = entries.concat();
+            for (at, value) in flips {
+                let at = at.index(tar.len());
+                tar[at] = value;
+                if at % 512 < 500 && tar[at / 512 * 512 + 257..].starts_with(b"ustar") {
+                    seal(&mut tar[at / 512 * 512..]);
+                }
+            }
+            let _ = read_all(&tar);
+        }
+    }
+}

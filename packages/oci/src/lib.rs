@@ -18,6 +18,8 @@ pub mod path;
 mod python;
 pub mod source;
 pub mod tar;
+#[cfg(test)]
+mod testing;
 pub mod tree;
 pub mod vmdk;
 pub mod xattr;

@@ -258,3 +258,227 @@ fn on_device(blocks: &Blocks, device: u16) -> Blocks {
         },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{describe, entry, file, layer, open, outline, pax, scratch};
+    use std::collections::BTreeMap;
+
+    fn merged(layers: &[Vec<Vec<u8>>]) -> Result<BTreeMap<String, String>> {
+        let files: Vec<File> = layers
+            .iter()
+            .map(|entries| layer(entries))
+            .collect::<Result<_>>()?;
+        let out = scratch();
+        merge(&files, &out, &mut |_| true)?;
+        let mut devices = vec![&out];
+        devices.extend(&files);
+        Ok(outline(&open(&out), &devices))
+    }
+
+    fn dir(name: &[u8]) -> Vec<u8> {
+        entry(b'5', name, b"", b"")
+    }
+
+    fn check(layers: &[Vec<Vec<u8>>], expected: &[(&str, &str)]) {
+        let mut result = merged(layers).unwrap();
+        result.remove("");
+        let expected: BTreeMap<_, _> = expected
+            .iter()
+            .map(|(path, line)| (path.to_string(), line.to_string()))
+            .collect();
+        assert_eq!(result, expected);
+    }
+
+    #[test]
+    fn whiteouts_and_opaque_directories() {
+        check(
+            &[
+                vec![
+                    dir(b"a"),
+                    file(b"a/x", b"1"),
+                    file(b"a/y", b"2"),
+                    dir(b"b"),
+                    file(b"b/z", b"3"),
+                ],
+                vec![
+                    file(b"a/.wh.x", b""),
+                    file(b"b/.wh..wh..opq", b""),
+                    file(b"b/new", b"4"),
+                ],
+            ],
+            &[
+                ("/a", "dir"),
+                ("/a/y", "file \"2\""),
+                ("/b", "dir"),
+                ("/b/new", "file \"4\""),
+            ],
+        );
+    }
+
+    #[test]
+    fn o02_a_directory_replaces_a_symlink_of_a_lower_layer() {
+        check(
+            &[
+                vec![entry(b'2', b"etc", b"/tmp/probe", b"")],
+                vec![file(b"etc/passwd", b"x")],
+            ],
+            &[("/etc", "dir"), ("/etc/passwd", "file \"x\"")],
+        );
+    }
+
+    #[test]
+    fn o04_an_opaque_marker_over_a_symlink_or_file() {
+        check(
+            &[
+                vec![
+                    entry(b'2', b"l", b"t", b""),
+                    file(b"f", b"1"),
+                    dir(b"t"),
+                    file(b"t/kept", b"2"),
+                ],
+                vec![file(b"l/.wh..wh..opq", b""), file(b"f/.wh..wh..opq", b"")],
+            ],
+            &[
+                ("/l", "dir"),
+                ("/f", "dir"),
+                ("/t", "dir"),
+                ("/t/kept", "file \"2\""),
+            ],
+        );
+    }
+
+    #[test]
+    fn o07_types_replace_each_other() {
+        check(
+            &[
+                vec![
+                    entry(b'2', b"symlink-file", b"x", b""),
+                    file(b"file-dir", b"1"),
+                    dir(b"dir-file"),
+                    file(b"dir-file/gone", b"2"),
+                    dir(b"dir-dir"),
+                    file(b"dir-dir/kept", b"3"),
+                ],
+                vec![
+                    file(b"symlink-file", b"4"),
+                    dir(b"file-dir"),
+                    file(b"dir-file", b"5"),
+                    dir(b"dir-dir"),
+                ],
+            ],
+            &[
+                ("/symlink-file", "file \"4\""),
+                ("/file-dir", "dir"),
+                ("/dir-file", "file \"5\""),
+                ("/dir-dir", "dir"),
+                ("/dir-dir/kept", "file \"3\""),
+            ],
+        );
+    }
+
+    #[test]
+    fn hard_links_reach_into_lower_layers() {
+        check(
+            &[
+                vec![dir(b"d"), file(b"d/old", b"data")],
+                vec![file(b"unrelated", b"")],
+                // A rename, as a layer says it: the target is whited out before it is linked.
+                vec![
+                    file(b"d/.wh.old", b""),
+                    entry(b'1', b"d/new", b"d/old", b""),
+                    entry(b'1', b"again", b"d/new", b""),
+                ],
+            ],
+            &[
+                ("/again", "file \"data\""),
+                ("/d", "dir"),
+                ("/d/new", "file \"data\" = /again"),
+                ("/unrelated", "file \"\""),
+            ],
+        );
+    }
+
+    #[test]
+    fn hard_links_that_lead_nowhere_are_refused() {
+        for entries in [
+            vec![entry(b'1', b"a", b"missing", b"")],
+            vec![entry(b'1', b"a", b"b", b""), entry(b'1', b"b", b"a", b"")],
+            vec![entry(b'1', b"a", b"d", b""), dir(b"d")],
+            vec![entry(b'1', b"a", b"a", b"")],
+            vec![dir(b"d"), entry(b'1', b"a", b"d", b"")],
+            vec![entry(b'1', b"a", b"w", b""), file(b".wh.w", b"")],
+        ] {
+            assert_eq!(merged(&[entries]).unwrap_err().code(), Some(Code::BadLink));
+        }
+        let below = vec![dir(b"d")];
+        let link = vec![entry(b'1', b"a", b"d", b"")];
+        assert_eq!(
+            merged(&[below, link]).unwrap_err().code(),
+            Some(Code::BadLink)
+        );
+    }
+
+    #[test]
+    fn a_link_may_come_before_its_target() {
+        check(
+            &[vec![entry(b'1', b"b", b"a", b""), file(b"a", b"1")]],
+            &[("/a", "file \"1\""), ("/b", "file \"1\" = /a")],
+        );
+    }
+
+    #[test]
+    fn unlisted_parents_keep_lower_attributes() {
+        let sticky = pax(&[("mtime", b"5.000000005"), ("SCHILY.xattr.user.k", b"v")]);
+        let files = [
+            layer(&[sticky, dir(b"tmp")]).unwrap(),
+            layer(&[file(b"tmp/f", b"")]).unwrap(),
+        ];
+        let out = scratch();
+        merge(&files, &out, &mut |_| true).unwrap();
+        let all = describe(&open(&out), &[&out, &files[0], &files[1]]);
+        assert!(
+            all["/tmp"].starts_with("dir 640 1000:100 5.5 {"),
+            "{}",
+            all["/tmp"]
+        );
+        assert!(all[""].starts_with("dir 755 0:0 0.0 {}"), "{}", all[""]);
+    }
+
+    #[test]
+    fn the_same_layers_give_the_same_bytes() {
+        let make = || {
+            let files = [layer(&[dir(b"a"), file(b"a/b", b"1")]).unwrap()];
+            let out = scratch();
+            merge(&files, &out, &mut |_| true).unwrap();
+            crate::check::sha256(&out, &mut |_| true).unwrap()
+        };
+        assert_eq!(make(), make());
+    }
+
+    #[test]
+    fn o17_a_damaged_layer_is_never_merged() {
+        use std::os::unix::fs::FileExt;
+        let good = layer(&[dir(b"a"), file(b"a/b", b"1")]).unwrap();
+        let len = good.metadata().unwrap().len();
+        let start = Image::open(&good).unwrap().first.metadata_start;
+        for at in (0..4096).chain(u64::from(start) * 4096..len).step_by(97) {
+            let mut byte = [0];
+            good.read_exact_at(&mut byte, at).unwrap();
+            good.write_all_at(&[byte[0] ^ 4], at).unwrap();
+            assert!(Image::open(&good).is_err(), "byte {at}");
+            good.write_all_at(&byte, at).unwrap();
+        }
+        good.set_len(len - 4096).unwrap();
+        assert_eq!(
+            Image::open(&good).err().unwrap().code(),
+            Some(Code::Truncated)
+        );
+        good.set_len(10).unwrap();
+        assert_eq!(
+            Image::open(&good).err().unwrap().code(),
+            Some(Code::Truncated)
+        );
+    }
+}

@@ -29,18 +29,20 @@ fn to_python(py: Python<'_>, error: Error) -> PyErr {
                 .and_then(|()| value.setattr("entry", layer.entry));
             set.err().unwrap_or(raised)
         }
-        // `OSError(errno, message)` picks the subclass that fits.
-        Error::Io(error) => match error.raw_os_error() {
-            Some(errno) => {
-                let message = rustix::io::Errno::from_raw_os_error(errno).to_string();
-                let message = message
-                    .rsplit_once(" (os error")
-                    .map_or(message.clone(), |(text, _)| text.to_owned());
-                PyOSError::new_err((errno, message))
-            }
-            None => PyOSError::new_err(text),
-        },
+        Error::Io(error) => os_error(&error),
         Error::Cancelled => PyOSError::new_err("cancelled"),
+    }
+}
+
+/// `OSError(errno, message)`, which picks the subclass that fits; the conversion of PyO3 loses `errno`.
+fn os_error(error: &std::io::Error) -> PyErr {
+    let text = error.to_string();
+    match error.raw_os_error() {
+        Some(errno) => {
+            let message = text.split(" (os error").next().unwrap_or(&text).to_owned();
+            PyOSError::new_err((errno, message))
+        }
+        None => PyOSError::new_err(text),
     }
 }
 
@@ -52,13 +54,14 @@ fn file(fd: RawFd) -> PyResult<File> {
     // SAFETY: the descriptor is only duplicated, at once; if it is not open, the system call says EBADF.
     // It is not -1, the one value that `BorrowedFd` must not hold.
     let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
-    Ok(borrowed.try_clone_to_owned()?.into())
+    let owned = borrowed.try_clone_to_owned();
+    Ok(owned.map_err(|error| os_error(&error))?.into())
 }
 
 /// A file that results go to: regular and empty, or a stale tail would survive behind the new image.
 fn output(fd: RawFd) -> PyResult<File> {
     let file = file(fd)?;
-    let metadata = file.metadata()?;
+    let metadata = file.metadata().map_err(|error| os_error(&error))?;
     if !metadata.is_file() || metadata.len() != 0 {
         return Err(PyValueError::new_err("out must be an empty regular file"));
     }

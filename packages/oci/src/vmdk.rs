@@ -4,20 +4,24 @@ use crate::error::{Code, Error, Result};
 use std::fmt::Write;
 
 const SECTOR: u64 = 512;
+/// QEMU reads names into a buffer of 512 bytes.
+const NAME_MAX: usize = 511;
 
 /// A descriptor over flat extents, given as name and size in bytes.
 ///
-/// Read-only extents, since guests share the layers. `monolithicFlat` rather than `twoGbMaxExtentFlat`: the
+/// The access mode is `RW` because QEMU passes over every extent that says anything else; it is the drive's
+/// `readonly=on`, and the files' mode, that keep guests from writing. `monolithicFlat` rather than `twoGbMaxExtentFlat`: the
 /// type only matters to tools that split or grow disks, and nothing here is 2 GB at most.
 pub fn descriptor(extents: &[(&str, u64)]) -> Result<String> {
     let mut lines = String::new();
     let mut sectors = 0u64;
     for (name, size) in extents {
         // The format has no escapes; a line break would start an extent of the name's choice.
-        if name.is_empty() || name.chars().any(|c| c == '"' || c.is_control()) {
+        let unsafe_name = name.chars().any(|c| c == '"' || c.is_control());
+        if name.is_empty() || name.len() > NAME_MAX || unsafe_name {
             return Err(Error::new(
                 Code::BadPath,
-                "extent name is empty or has a quotation mark or control character",
+                "extent name is empty, too long, or has a quotation mark or control character",
             ));
         }
         if *size == 0 || size % SECTOR != 0 {
@@ -28,7 +32,7 @@ pub fn descriptor(extents: &[(&str, u64)]) -> Result<String> {
         }
         sectors += size / SECTOR;
         // `write!` to a string cannot fail.
-        let _ = writeln!(lines, "RDONLY {} FLAT \"{name}\" 0", size / SECTOR);
+        let _ = writeln!(lines, "RW {} FLAT \"{name}\" 0", size / SECTOR);
     }
     // Geometry is for BIOS calls that nothing makes; QEMU only wants the keys to be there.
     let cylinders = (sectors / (16 * 63)).min(16383);
@@ -60,8 +64,7 @@ mod tests {
     #[test]
     fn lines() {
         let text = descriptor(&[("fsmeta.erofs", 8192), ("../l/a.erofs", 4096)]).unwrap();
-        assert!(text
-            .contains("\nRDONLY 16 FLAT \"fsmeta.erofs\" 0\nRDONLY 8 FLAT \"../l/a.erofs\" 0\n"));
+        assert!(text.contains("\nRW 16 FLAT \"fsmeta.erofs\" 0\nRW 8 FLAT \"../l/a.erofs\" 0\n"));
     }
 
     #[test]

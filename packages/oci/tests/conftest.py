@@ -188,13 +188,12 @@ class Sources:
 
 
 def listing(root: Path) -> list[tuple[str, int]]:
-    """Every name below a store and the size of every file; lock files only serve while they are held."""
+    """Every name below a store and the size of every file."""
     found = []
     for directory, _, names in os.walk(root):
         for name in names:
             path = Path(directory, name)
-            if path.suffix != ".pin":
-                found.append((str(path.relative_to(root)), path.stat().st_size))
+            found.append((str(path.relative_to(root)), path.stat().st_size))
     return sorted(found)
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from microsandbox_oci import ImageConfig, ImageInvalid, LimitExceeded, Platform
-from microsandbox_oci._config import parse_config
+from microsandbox_oci._config_document import parse_config
 from microsandbox_oci._manifest import Index, Manifest, parse_document
 
 DIGEST = "sha256:" + "ab" * 32

@@ -6,10 +6,13 @@ import subprocess
 import sys
 from typing import Any
 
+import microsandbox_oci
+import pytest
 from microsandbox_oci import ImageStore
 
-HEAVY = set("asyncio tarfile hashlib ssl socket subprocess tempfile shutil zlib zstandard threading".split())
-HEAVY |= set("pydantic httpx http email logging datetime microsandbox_oci._native".split())
+HEAVY = {"asyncio", "tarfile", "hashlib", "ssl", "socket", "subprocess", "tempfile", "shutil", "zlib"}
+HEAVY |= {"zstandard", "threading", "pydantic", "httpx", "http", "email", "logging", "datetime"}
+HEAVY |= {"microsandbox_oci._native"}
 
 SCRIPT = """
 import sys
@@ -32,3 +35,10 @@ def test_importing_and_getting_an_image_imports_nothing_heavy(store: ImageStore,
     modules = set(found.stdout.split())
     assert "microsandbox_oci._store" in modules
     assert not modules.intersection(HEAVY)
+
+
+def test_every_public_name_is_there() -> None:
+    for name in microsandbox_oci.__all__:
+        assert getattr(microsandbox_oci, name) is not None
+    with pytest.raises(AttributeError, match="nothing_like_this"):
+        getattr(microsandbox_oci, "_".join(["nothing", "like", "this"]))

@@ -11,15 +11,19 @@ import resource
 import stat
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from microsandbox_oci import (
     ArchiveInvalid,
     ArchiveNotFound,
     DigestMismatch,
+    Image,
     ImageError,
     ImageInvalid,
     ImageNotFound,
@@ -437,6 +441,42 @@ def test_a_fifo_is_read_as_a_stream(store: ImageStore, sources: Any, tmp_path: P
     assert store.get("app:1") == image
 
 
+@given(data=st.data())
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_o13_any_damage_to_an_archive_is_a_typed_error(
+    store: ImageStore, sources: Any, tree: Tree, data: st.DataObject
+) -> None:
+    store.prune()
+    before = tree(store.root)
+    image = sources.image({"a": b"x"}, compression=data.draw(st.sampled_from(["", "gzip", "zstd"])))
+    form = data.draw(st.sampled_from([sources.docker_old(image, ["a:1"]), sources.docker_new(image, "a:1")]))
+    archive = bytearray(sources.compress(tar_bytes(form), data.draw(st.sampled_from(["", "gzip", "zstd"]))))
+    for _ in range(data.draw(st.integers(1, 3))):
+        archive[data.draw(st.integers(0, len(archive) - 1))] ^= data.draw(st.integers(1, 255))
+    problem: ImageError | None = None
+    loaded: list[Image] = []
+    try:
+        loaded = store.load(io.BytesIO(bytes(archive)))
+    except ImageError as error:
+        problem = error
+    assert problem is None or (problem.code and problem.hint)
+    # What was accepted had its damage in padding, a time or a name, and is whole.
+    assert all(store.get(one.digest).layers == one.layers for one in loaded)
+    for digest in {one.digest for one in loaded}:
+        store.remove(digest)
+    assert tree(store.root) == before
+
+
+def tar_bytes(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return buffer.getvalue()
+
+
 # Trouble with the store itself.
 
 
@@ -589,4 +629,38 @@ def test_ctrl_c_at_any_phase_leaves_nothing(
         return
     with pytest.raises(KeyboardInterrupt):
         store.load(source, progress=interrupt)
+    assert tree(store.root) == before
+
+
+@pytest.mark.parametrize("phase", [Phase.READING, Phase.CONVERTING, Phase.VERIFYING, Phase.MERGING])
+def test_an_error_of_the_progress_callback_comes_out_as_it_is(
+    store: ImageStore, sources: Any, tree: Tree, phase: Phase
+) -> None:
+    store.load(sources.directory(sources.layout_files(sources.image(BASE), names=["base:1"])))
+    before = tree(store.root)
+
+    def fail(event: Progress) -> None:
+        if event.phase is phase:
+            raise BrokenPipeError(errno.EPIPE, "gone")
+
+    with pytest.raises(BrokenPipeError):
+        store.load(
+            sources.archive(sources.layout_files(sources.image(BASE, TOP)), compression="gzip"), progress=fail
+        )
+    assert tree(store.root) == before
+
+
+def test_a_layer_that_cannot_be_read_is_the_sources_fault(
+    store: ImageStore, sources: Any, tree: Tree
+) -> None:
+    store.prune()
+    before = tree(store.root)
+    source = sources.directory(sources.layout_files(sources.image(BASE, TOP)))
+
+    def vanish(event: Progress) -> None:
+        for blob in (source / "blobs" / "sha256").iterdir():
+            blob.unlink()
+
+    with pytest.raises(ArchiveInvalid, match="cannot read"):
+        store.load(source, progress=vanish)
     assert tree(store.root) == before

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from microsandbox_oci import Reference, ReferenceInvalid
 
@@ -122,6 +122,8 @@ def test_refuses_what_the_grammar_does_not_allow(text: str) -> None:
 def test_canonical_and_familiar_forms_mean_the_same(
     domain: str, path: str, tag: str | None, digest: str | None
 ) -> None:
+    # Without a domain, a first component with a dot in it would be taken for one.
+    assume(domain or "/" not in path or "." not in path.partition("/")[0])
     text = domain + path + (f":{tag}" if tag else "") + (f"@{digest}" if digest else "")
     reference = Reference.parse(text)
     assert Reference.parse(str(reference)) == reference

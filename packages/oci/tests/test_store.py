@@ -34,12 +34,8 @@ def load(store: ImageStore, sources: Any, name: str, *layers: dict[str, bytes]) 
 
 def test_an_image_is_found_by_every_spelling_of_its_name(store: ImageStore, sources: Any) -> None:
     image = load(store, sources, "busybox:latest", BASE)
-    for name in (
-        "busybox",
-        "library/busybox",
-        "docker.io/library/busybox:latest",
-        Reference.parse("busybox"),
-    ):
+    names = ("busybox", "library/busybox", "docker.io/library/busybox", Reference.parse("busybox"))
+    for name in names:
         assert store.get(name) == image
     by_digest = store.get(image.digest)
     assert by_digest.reference is None
@@ -117,9 +113,8 @@ def test_an_image_in_use_stays_until_it_is_let_go(store: ImageStore, sources: An
     image = load(store, sources, "app:1", BASE)
     # The holder is another process with an inherited descriptor, as a supervisor is.
     lock = open_in_use_lock(image)
-    with subprocess.Popen(
-        [sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=[lock]
-    ) as holder:
+    command = [sys.executable, "-c", "input()"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[lock]) as holder:
         os.close(lock)
         with pytest.raises(ImageInUse) as caught:
             store.remove("app:1")
@@ -137,9 +132,7 @@ def test_an_image_in_use_stays_until_it_is_let_go(store: ImageStore, sources: An
         open_in_use_lock(image)
 
 
-def test_prune_removes_what_has_no_name_and_says_so_before(
-    store: ImageStore, sources: Any, tree: Tree
-) -> None:
+def test_prune_removes_what_has_no_name_and_can_tell(store: ImageStore, sources: Any, tree: Tree) -> None:
     kept = load(store, sources, "app:1", BASE)
     old = load(store, sources, "app:2", BASE, {"old": b"1"})
     load(store, sources, "app:2", BASE, {"new": b"1"})
@@ -174,7 +167,7 @@ def test_a_damaged_file_is_reported_and_rebuilt_by_a_load(
         with pytest.raises(ImageNotFound):
             store.get("app:1")
     else:
-        with pytest.raises(ImageInvalid, match="damaged|JSON") as caught:
+        with pytest.raises(ImageInvalid, match=r"damaged|JSON") as caught:
             store.get("app:1")
         assert caught.value.hint
         problems: list[tuple[Reference | None, ImageError]] = []

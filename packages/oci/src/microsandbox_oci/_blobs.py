@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 
 from microsandbox_oci._digest import PREFIX, digest_of
@@ -37,7 +37,7 @@ class Blob:
                 expected=str(limit),
                 seen=str(self.size),
             )
-        with self._opened() as fd:
+        with self._reading(), self.opener() as fd:
             data = b"".join(_chunks(fd, self.offset, self.size))
         if len(data) != self.size:
             raise SizeMismatch(what, expected=self.size, seen=len(data))
@@ -56,13 +56,24 @@ class Blob:
             raise DigestMismatch(what, expected=digest, seen=seen)
         return data
 
+    def head(self, size: int) -> bytes:
+        """Return the first ``size`` bytes, fewer if there are fewer."""
+        with self._reading(), self.opener() as fd:
+            return os.pread(fd, min(size, self.size), self.offset)
+
     def digest(self, progress: Callable[[int], None] | None = None) -> str:
         """Hash all bytes; ``progress`` gets the number of bytes hashed so far."""
         from hashlib import sha256
 
         state, done = sha256(), 0
-        with self._opened() as fd:
-            for chunk in _chunks(fd, self.offset, self.size):
+        with ExitStack() as stack:
+            with self._reading():
+                chunks = _chunks(stack.enter_context(self.opener()), self.offset, self.size)
+            while True:
+                with self._reading():
+                    chunk = next(chunks, b"")
+                if not chunk:
+                    break
                 state.update(chunk)
                 done += len(chunk)
                 if progress is not None:
@@ -76,7 +87,9 @@ class Blob:
         A whole file is given as itself. A part of one comes through a pipe that a thread fills, because
         the converter reads to the end and must not see what follows in the archive.
         """
-        with self._opened() as fd:
+        with ExitStack() as stack:
+            with self._reading():
+                fd = stack.enter_context(self.opener())
             if self.offset == 0 and os.fstat(fd).st_size == self.size and os.lseek(fd, 0, os.SEEK_CUR) == 0:
                 yield fd
                 return
@@ -84,9 +97,12 @@ class Blob:
                 yield reader
 
     @contextmanager
-    def _opened(self) -> Iterator[int]:
-        with self.opener() as fd:
-            yield fd
+    def _reading(self) -> Iterator[None]:
+        """Tell trouble with the source from trouble with the store, which is the caller's to report."""
+        try:
+            yield
+        except OSError as error:
+            raise ArchiveInvalid(f"cannot read {self.name}: {error.strerror or error}") from error
 
 
 @contextmanager

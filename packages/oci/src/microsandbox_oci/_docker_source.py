@@ -7,11 +7,10 @@ is made from the configuration and the layers, always the same for the same arch
 
 from __future__ import annotations
 
-import os
 import posixpath
 
 from microsandbox_oci._blobs import Blob
-from microsandbox_oci._config import parse_config
+from microsandbox_oci._config_document import parse_config
 from microsandbox_oci._digest import PREFIX, digest_of, is_digest
 from microsandbox_oci._errors import ArchiveInvalid, DigestMismatch, ImageInvalid
 from microsandbox_oci._json import Node, dump, parse_value
@@ -141,8 +140,7 @@ def descriptor_json(descriptor: Descriptor) -> dict[str, str | int]:
 
 
 def _layer(blob: Blob, diff_id: str) -> SourceLayer:
-    with blob.opener() as fd:
-        head = os.pread(fd, 4, blob.offset) if blob.size >= 4 else b""
+    head = blob.head(4)
     suffix = "+gzip" if head.startswith(GZIP_MAGIC) else "+zstd" if head == ZSTD_MAGIC else ""
     # An uncompressed layer's digest is its diff id, which the conversion verifies; a compressed one's is
     # stated nowhere and has to be computed to describe it.

@@ -35,16 +35,20 @@ class ImageError(Exception):
     """Base of everything this package raises on purpose."""
 
     code: str = "image_error"
+    default_hint: str | None = None
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
-        self.hint = hint
+        self.hint = hint or self.default_hint
 
 
 class ReferenceInvalid(ImageError, ValueError):
     """A string that is no image reference; ``text`` is what was given."""
 
     code = "reference_invalid"
+    default_hint = (
+        "a reference looks like busybox, registry.example/team/app:1.2 or app@sha256:<64 hex digits>"
+    )
 
     def __init__(self, text: str, reason: str, *, hint: str | None = None) -> None:
         shown = text if len(text) <= 80 else text[:77] + "..."
@@ -66,6 +70,7 @@ class ImageInvalid(ImageError):
     """
 
     code = "image_invalid"
+    default_hint = "the image is damaged or badly built: fetch or build it again"
 
     def __init__(
         self,
@@ -132,6 +137,7 @@ class LimitExceeded(ImageInvalid):
     """Something is larger, deeper or more numerous than the store's `Limits` allow."""
 
     code = "limit_exceeded"
+    default_hint = "if the image comes from someone you trust, open the store with larger limits"
 
 
 class PlatformMismatch(ImageInvalid):
@@ -162,6 +168,7 @@ class ArchiveInvalid(ArchiveError):
     """The source is not an image archive, or it is a damaged one."""
 
     code = "archive_invalid"
+    default_hint = "copy, download or save the archive again"
 
 
 class StoreError(ImageError):

@@ -13,14 +13,15 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 
-from microsandbox_oci._config import parse_config
+from microsandbox_oci._config_document import parse_config
 from microsandbox_oci._digest import PREFIX, is_digest
 from microsandbox_oci._errors import ImageError
 from microsandbox_oci._limits import Limits
 from microsandbox_oci._locks import lock_file
-from microsandbox_oci._model import Removed
+from microsandbox_oci._packed import read_packed
 from microsandbox_oci._paths import CONFIG, IN_USE, StorePaths
-from microsandbox_oci._records import read_layer_ids, read_packed, read_ref
+from microsandbox_oci._progress import Removed
+from microsandbox_oci._records import read_layer_ids, read_ref
 
 # Each candidate costs a descriptor while it is judged, and 1024 is the usual limit.
 _BATCH = 64
@@ -112,6 +113,8 @@ def layer_ids_of(paths: StorePaths, digest: str) -> tuple[str, ...]:
 def _remove_image(paths: StorePaths, work: Path, digest: str, *, dry_run: bool) -> int | None:
     """Delete an image unless it is named or in use; return the bytes freed, None if it stays."""
     directory = paths.image(digest)
+    if digest in named_images(paths):
+        return None  # the usual case, judged without disturbing anyone
     try:
         lock = lock_file(directory / IN_USE, wait=False)
     except FileNotFoundError:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from microsandbox_oci import _native
-from microsandbox_oci._config import ConfigDocument
+from microsandbox_oci._config_document import ConfigDocument
 from microsandbox_oci._errors import ImageInvalid
 from microsandbox_oci._files import (
     PRIVATE_DIR,
@@ -23,8 +23,9 @@ from microsandbox_oci._files import (
 from microsandbox_oci._in_use import hold
 from microsandbox_oci._layers import is_sound
 from microsandbox_oci._locks import lock_file, locked
-from microsandbox_oci._model import Image, Phase, Progress, ProgressCallback
+from microsandbox_oci._model import Image
 from microsandbox_oci._paths import CONFIG, DISK, IN_USE, MANIFEST, METADATA, RECORD, StorePaths
+from microsandbox_oci._progress import Phase, Progress, ProgressCallback
 from microsandbox_oci._records import encode_image, read_image
 
 

@@ -18,6 +18,8 @@ from microsandbox_oci._locks import lock_file
 from microsandbox_oci._model import Image
 from microsandbox_oci._paths import IN_USE
 
+_ATTEMPTS = 3
+
 
 def open_in_use_lock(image: Image) -> int:
     """Hold ``image`` against removal and return the descriptor that does; close it to let go.
@@ -47,14 +49,20 @@ def hold(directory: Path) -> int | None:
 
 def is_in_use(directory: Path) -> bool:
     """Say whether someone holds the image now."""
-    try:
-        fd = lock_file(directory / IN_USE, wait=False)
-    except FileNotFoundError:
-        return False
-    if fd is None:
-        return True
-    os.close(fd)
-    return False
+    for _ in range(_ATTEMPTS):
+        try:
+            fd = lock_file(directory / IN_USE, wait=False)
+        except FileNotFoundError:
+            return False
+        if fd is not None:
+            os.close(fd)
+            return False
+        # A prune that judges the image has it exclusively for a moment: that is waited out, not a use.
+        fd = hold(directory)
+        if fd is None:
+            return False
+        os.close(fd)
+    return True
 
 
 @contextmanager

@@ -17,8 +17,8 @@ from microsandbox_oci._errors import (
 from microsandbox_oci._files import create_file, publish, seal, store_errors
 from microsandbox_oci._limits import Limits
 from microsandbox_oci._locks import locked
-from microsandbox_oci._model import Phase, Progress, ProgressCallback
 from microsandbox_oci._paths import StorePaths
+from microsandbox_oci._progress import Phase, Progress, ProgressCallback
 from microsandbox_oci._source import SourceLayer
 
 LIMIT_CODES = frozenset(

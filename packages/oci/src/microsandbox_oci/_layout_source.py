@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from microsandbox_oci._argument import LAYOUT_MARKER
 from microsandbox_oci._blobs import Blob
-from microsandbox_oci._config import parse_config
+from microsandbox_oci._config_document import parse_config
 from microsandbox_oci._digest import digest_of, hex_of
 from microsandbox_oci._errors import ArchiveInvalid, ImageInvalid, LimitExceeded, PlatformMismatch
 from microsandbox_oci._json import Node

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from microsandbox_oci._errors import ImageError
 from microsandbox_oci._garbage import stored_images
 from microsandbox_oci._model import Image
+from microsandbox_oci._packed import read_packed
 from microsandbox_oci._paths import StorePaths
-from microsandbox_oci._records import named, read_image, read_packed, read_ref
+from microsandbox_oci._records import named, read_image, read_ref
 from microsandbox_oci._reference import Reference
 
 

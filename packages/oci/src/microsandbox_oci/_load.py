@@ -12,8 +12,9 @@ from microsandbox_oci._garbage import collect
 from microsandbox_oci._images import Held, ImageDocuments, publish_image
 from microsandbox_oci._layers import ensure_layer
 from microsandbox_oci._limits import Limits
-from microsandbox_oci._model import Image, Phase, Progress, ProgressCallback
+from microsandbox_oci._model import Image
 from microsandbox_oci._paths import StorePaths
+from microsandbox_oci._progress import Phase, Progress, ProgressCallback
 from microsandbox_oci._records import encode_ref, named
 from microsandbox_oci._reference import Reference
 from microsandbox_oci._source import SourceImage

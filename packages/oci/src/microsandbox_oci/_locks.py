@@ -19,7 +19,8 @@ def lock_file(path: Path, *, shared: bool = False, wait: bool = True) -> int | N
     can see, so that case starts over.
     """
     kind = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
-    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_CREAT
+    # Read-only is enough for flock, and works in a store on a read-only mount.
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_CREAT
     while True:
         fd = os.open(path, flags, PRIVATE_FILE)
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from microsandbox_oci._config import parse_platform
+from microsandbox_oci._config_document import parse_platform
 from microsandbox_oci._errors import ImageInvalid, LimitExceeded
 from microsandbox_oci._json import Node
 from microsandbox_oci._platform import Platform

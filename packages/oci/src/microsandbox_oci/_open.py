@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,9 +21,9 @@ from microsandbox_oci._docker_source import is_docker_archive, names_by_config, 
 from microsandbox_oci._errors import ArchiveInvalid
 from microsandbox_oci._layout_source import is_layout, read_layout
 from microsandbox_oci._limits import Limits
-from microsandbox_oci._model import Phase, Progress, ProgressCallback
 from microsandbox_oci._paths import StorePaths
 from microsandbox_oci._platform import Platform
+from microsandbox_oci._progress import Phase, Progress, ProgressCallback
 from microsandbox_oci._source import SourceImage
 from microsandbox_oci._spool import is_compressed, spool
 from microsandbox_oci._tree import ArchiveTree, DirectoryTree, Tree
@@ -79,19 +79,18 @@ class SourceOpener:
 
     @contextmanager
     def _archive(self, stream: BinaryIO, name: str) -> Iterator[ArchiveTree]:
-        fd = _seekable_plain(stream)
-        spooled = fd is None
-        if fd is None:
-            fd = spool(stream, self._paths, self._work, self._limits, lambda done: self._reading(name, done))
-        try:
+        with ExitStack() as stack:
             try:
+                fd = _seekable_plain(stream)
+                if fd is None:
+                    fd = spool(
+                        stream, self._paths, self._work, self._limits, lambda done: self._reading(name, done)
+                    )
+                    stack.callback(os.close, fd)
                 tree = ArchiveTree(fd, name, max_entries=self._limits.archive_entries)
             except ArchiveInvalid as error:
                 raise ArchiveInvalid(f"{name}: {error}", hint=error.hint) from error
             yield tree
-        finally:
-            if spooled:
-                os.close(fd)
 
     def _reading(self, name: str, done: int) -> None:
         self._progress(Progress(Phase.READING, name, done))

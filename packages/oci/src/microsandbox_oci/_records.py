@@ -1,4 +1,4 @@
-"""The store's own small documents: the image record, the reference record, the packed directory's record.
+"""The store's own small documents: the image record and the reference record.
 
 The image record (``image.json``) holds what a sandbox start needs, so that `ImageStore.get` parses one
 small file instead of a manifest and a configuration of up to megabytes.
@@ -7,7 +7,7 @@ small file instead of a manifest and a configuration of up to megabytes.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from microsandbox_oci._config import ImageConfig
@@ -99,7 +99,7 @@ def _image_node(directory: Path, digest: str) -> Node | None:
         data = (directory / RECORD).read_bytes()
     except FileNotFoundError:
         return None
-    node = _parse(data, f"record of image {digest}")
+    node = parse_record(data, f"record of image {digest}")
     if node.members.get("digest") != digest:
         raise ImageInvalid(f"{node.what} speaks of another image", blob=node.what, hint=DAMAGED_HINT)
     return node
@@ -138,46 +138,8 @@ def read_ref(path: Path) -> tuple[Reference, str] | None:
         data = path.read_bytes()
     except FileNotFoundError:
         return None
-    node = _parse(data, f"reference record {path.name}")
+    node = parse_record(data, f"reference record {path.name}")
     return Reference.parse(node.text("reference")), node.digest("digest")
-
-
-@dataclass(frozen=True, slots=True)
-class PackedDirectory:
-    """Which image a directory was packed into, and how the directory looked then."""
-
-    directory: str
-    fingerprint: str
-    digest: str
-
-    def encode(self) -> bytes:
-        """Return the record; a path that is not UTF-8 survives as its bytes in hex."""
-        return dump(
-            {
-                "version": VERSION,
-                "directory": os.fsencode(self.directory).hex(),
-                "fingerprint": self.fingerprint,
-                "digest": self.digest,
-            }
-        )
-
-
-def read_packed(path: Path) -> PackedDirectory | None:
-    """Read a packed directory's record; None if there is none.
-
-    Raises:
-        ImageInvalid: the record is damaged.
-    """
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return None
-    node = _parse(data, f"record of packed directory {path.name}")
-    try:
-        directory = os.fsdecode(bytes.fromhex(node.text("directory")))
-    except ValueError as error:
-        raise ImageInvalid(f"{node.what} is damaged", blob=node.what, hint=DAMAGED_HINT) from error
-    return PackedDirectory(directory, node.text("fingerprint"), node.digest("digest"))
 
 
 def named(image: Image, reference: Reference | None) -> Image:
@@ -185,7 +147,12 @@ def named(image: Image, reference: Reference | None) -> Image:
     return replace(image, reference=reference)
 
 
-def _parse(data: bytes, what: str) -> Node:
+def parse_record(data: bytes, what: str) -> Node:
+    """Parse a record of this version.
+
+    Raises:
+        ImageInvalid: it is damaged or of another version.
+    """
     try:
         node = Node.parse(data, what)
     except ImageInvalid as error:

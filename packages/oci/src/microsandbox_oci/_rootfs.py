@@ -7,7 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from microsandbox_oci import _native
-from microsandbox_oci._config import DEFAULT_PATH, ImageConfig, parse_config
+from microsandbox_oci._config import DEFAULT_PATH, ImageConfig
+from microsandbox_oci._config_document import parse_config
 from microsandbox_oci._digest import digest_of
 from microsandbox_oci._docker_source import build_manifest
 from microsandbox_oci._errors import ArchiveInvalid, ArchiveNotFound, ImageError, LimitExceeded
@@ -19,10 +20,12 @@ from microsandbox_oci._layers import LIMIT_CODES, is_sound
 from microsandbox_oci._limits import Limits
 from microsandbox_oci._locks import locked
 from microsandbox_oci._manifest import OCI_CONFIG, Descriptor
-from microsandbox_oci._model import Image, Phase, Progress, ProgressCallback
+from microsandbox_oci._model import Image
+from microsandbox_oci._packed import PackedDirectory, read_packed
 from microsandbox_oci._paths import StorePaths
 from microsandbox_oci._platform import Platform
-from microsandbox_oci._records import PackedDirectory, read_image, read_packed
+from microsandbox_oci._progress import Phase, Progress, ProgressCallback
+from microsandbox_oci._records import read_image
 
 LAYER_TYPE = "application/vnd.microsandbox.layer.v1.erofs"
 """Media type of a layer that never was a tar: its diff id is the converter's digest of the EROFS file."""

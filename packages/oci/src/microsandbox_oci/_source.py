@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from microsandbox_oci._blobs import Blob
-from microsandbox_oci._config import ConfigDocument
+from microsandbox_oci._config_document import ConfigDocument
 from microsandbox_oci._errors import ArchiveNotFound, LimitExceeded, PlatformMismatch, ReferenceInvalid
 from microsandbox_oci._limits import Limits
 from microsandbox_oci._manifest import Descriptor

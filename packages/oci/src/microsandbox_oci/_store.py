@@ -17,15 +17,16 @@ from typing import TYPE_CHECKING
 from microsandbox_oci._digest import is_digest
 from microsandbox_oci._errors import ImageError, ImageInUse, ImageInvalid, ImageNotFound
 from microsandbox_oci._files import store_errors
-from microsandbox_oci._limits import Limits
-from microsandbox_oci._model import Image, Progress, ProgressCallback, Removed
+from microsandbox_oci._model import Image
 from microsandbox_oci._paths import StorePaths
-from microsandbox_oci._platform import Platform
 from microsandbox_oci._records import named, read_image, read_ref
 from microsandbox_oci._reference import Reference
 
 if TYPE_CHECKING:
+    from microsandbox_oci._limits import Limits
     from microsandbox_oci._open import Source
+    from microsandbox_oci._platform import Platform
+    from microsandbox_oci._progress import Progress, ProgressCallback, Removed
 
 DamagedCallback = Callable[[Reference | None, ImageError], None]
 
@@ -43,13 +44,27 @@ class ImageStore:
         self, root: str | os.PathLike[str], *, limits: Limits | None = None, platform: Platform | None = None
     ) -> None:
         self._paths = StorePaths(Path(root))
-        self.limits = limits or Limits()
-        self.platform = platform or Platform.host()
+        self._limits = limits
+        self._platform = platform
 
     @property
     def root(self) -> Path:
         """The store's directory."""
         return self._paths.root
+
+    @property
+    def limits(self) -> Limits:
+        """What the store accepts."""
+        from microsandbox_oci._limits import Limits
+
+        return self._limits or Limits()
+
+    @property
+    def platform(self) -> Platform:
+        """The platform whose images are taken."""
+        from microsandbox_oci._platform import Platform
+
+        return self._platform or Platform.host()
 
     def get(self, image: str | Reference) -> Image:
         """Return the image called ``image``: a reference in any spelling, or a manifest digest.
@@ -110,9 +125,8 @@ class ImageStore:
         from microsandbox_oci._load import check_name, load_images
         from microsandbox_oci._open import SourceOpener
 
-        report = progress or _ignore
         name = None if tag is None else check_name(_parsed(tag))
-        with self._working() as work:
+        with _reporting(progress) as report, self._working() as work:
             opener = SourceOpener(self._paths, work, self.limits, self.platform, report)
             with opener.open(source) as images:
                 return load_images(self._paths, images, name, work, self.limits, report)
@@ -133,14 +147,18 @@ class ImageStore:
         """
         from microsandbox_oci._garbage import collect
         from microsandbox_oci._locks import locked
-        from microsandbox_oci._records import read_packed
+        from microsandbox_oci._packed import read_packed
         from microsandbox_oci._rootfs import cached_pack, fingerprint, pack
 
         path = Path(os.path.realpath(directory))
         found = cached_pack(self._paths, path, fingerprint(path))
         if found is not None:
             return found
-        with self._working() as work, locked(self._paths.pack_lock(str(path)), unlink=True):
+        with (
+            _reporting(progress) as report,
+            self._working() as work,
+            locked(self._paths.pack_lock(str(path)), unlink=True),
+        ):
             # Another process may have packed it while this one waited.
             now = fingerprint(path)
             found = cached_pack(self._paths, path, now)
@@ -150,7 +168,7 @@ class ImageStore:
                 before = read_packed(self._paths.packed(str(path)))
             except ImageInvalid:
                 before = None
-            held = pack(self._paths, path, now, work, self.limits, self.platform, progress or _ignore)
+            held = pack(self._paths, path, now, work, self.limits, self.platform, report)
             os.close(held.lock)
             if before is not None and before.digest != held.image.digest:
                 with store_errors("removing an image", self.root):
@@ -241,7 +259,9 @@ class ImageStore:
                 self._paths.prepare()
                 sweep(self._paths.tmp)
                 work = stack.enter_context(workspace(self._paths.tmp))
-            yield work
+            # Where a more exact error is possible it was raised deeper down; none leaves as an OSError.
+            with store_errors("working", self.root):
+                yield work
 
 
 def _not_found(image: str | Reference) -> ImageNotFound:
@@ -252,5 +272,26 @@ def _parsed(reference: str | Reference) -> Reference:
     return Reference.parse(reference) if isinstance(reference, str) else reference
 
 
-def _ignore(_: Progress) -> None:
-    return
+@contextmanager
+def _reporting(progress: ProgressCallback | None) -> Iterator[ProgressCallback]:
+    """Give the function to report to, and let its own `OSError` out unchanged.
+
+    A terminal that went away while progress was printed must not look like a broken store.
+    """
+    failures: builtins.list[OSError] = []
+
+    def report(event: Progress) -> None:
+        if progress is None:
+            return
+        try:
+            progress(event)
+        except OSError as error:
+            failures.append(error)
+            raise
+
+    try:
+        yield report
+    except ImageError:
+        if failures:
+            raise failures[0] from None
+        raise

@@ -49,7 +49,10 @@ class ArchiveTree:
 
     def __init__(self, fd: int, name: str, *, max_entries: int) -> None:
         self._fd = fd
-        self._index = TarIndex.scan(fd, max_entries=max_entries)
+        try:
+            self._index = TarIndex.scan(fd, max_entries=max_entries)
+        except OSError as error:
+            raise ArchiveInvalid(f"cannot be read: {error.strerror or error}") from error
         self.name = name
 
     def find(self, name: str) -> Blob | None:

@@ -1,0 +1,44 @@
+"""What loads, packs and removals report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Phase(StrEnum):
+    """What a load is doing."""
+
+    READING = "reading"
+    VERIFYING = "verifying"
+    CONVERTING = "converting"
+    MERGING = "merging"
+    DONE = "done"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One step of a load or a pack.
+
+    ``subject`` is the layer's diff id while verifying and converting, the image's digest while merging and
+    done, the archive's path while reading. ``done`` and ``total`` are bytes; ``total`` is None if unknown.
+    """
+
+    phase: Phase
+    subject: str
+    done: int = 0
+    total: int | None = None
+
+
+ProgressCallback = Callable[[Progress], None]
+"""Called from the thread that works; an exception it raises ends the work and leaves nothing behind."""
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """What a removal or a prune deleted: manifest digests, diff ids, and the bytes of all their files."""
+
+    images: tuple[str, ...]
+    layers: tuple[str, ...]
+    size: int

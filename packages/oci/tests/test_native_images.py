@@ -1,0 +1,370 @@
+"""Every image that the Rust half writes, against fsck.erofs, the kernel and GNU tar."""
+
+import os
+import random
+import shutil
+import stat
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from microsandbox_oci import _native as native
+
+BLOCK = 4096
+
+needs_fsck = pytest.mark.skipif(shutil.which("fsck.erofs") is None, reason="fsck.erofs is not installed")
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+
+def run(*argv: str | Path) -> str:
+    done = subprocess.run([str(arg) for arg in argv], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def convert(tar: Path, out: Path) -> native.LayerResult:
+    with tar.open("rb") as source, out.open("wb+") as target:
+        return native.convert_layer(source.fileno(), target.fileno())
+
+
+def pack(directory: Path, out: Path) -> native.LayerResult:
+    with out.open("wb+") as target:
+        return native.pack_directory(os.fsencode(directory), target.fileno())
+
+
+def merge(layers: Sequence[Path], out: Path) -> native.MergeResult:
+    files = [layer.open("rb") for layer in layers]
+    try:
+        with out.open("wb+") as target:
+            return native.merge([file.fileno() for file in files], target.fileno())
+    finally:
+        for file in files:
+            file.close()
+
+
+def fsck(image: Path, devices: Sequence[Path] = ()) -> None:
+    out = run("fsck.erofs", "--extract", *(f"--device={device}" for device in devices), image)
+    assert "rror" not in out, out
+
+
+def concatenate(parts: Sequence[Path], out: Path) -> Path:
+    with out.open("wb") as target:
+        for part in parts:
+            with part.open("rb") as source:
+                shutil.copyfileobj(source, target)
+    return out
+
+
+@contextmanager
+def mounted(image: Path, at: Path) -> Iterator[Path]:
+    at.mkdir(exist_ok=True)
+    done = subprocess.run(
+        ["mount", "-t", "erofs", "-o", "loop,ro", image, at], capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0 and "unknown filesystem" in done.stderr:
+        pytest.skip("this kernel has no EROFS")
+    assert done.returncode == 0, done.stderr
+    try:
+        yield at
+    finally:
+        run("umount", at)
+
+
+def snapshot(root: Path) -> dict[bytes, tuple[object, ...]]:
+    """Everything about a tree that an image must keep. Hard links show as groups of paths."""
+    base = os.fsencode(root)
+    found: dict[bytes, tuple[object, ...]] = {}
+    groups: dict[int, list[bytes]] = {}
+    pending = [b""]
+    while pending:
+        relative = pending.pop()
+        path = base + relative
+        info = os.lstat(path)
+        kind = stat.S_IFMT(info.st_mode)
+        content: object = None
+        if kind == stat.S_IFREG:
+            with open(path, "rb") as file:  # noqa: PTH123 - the path is bytes
+                content = file.read()
+        elif kind == stat.S_IFLNK:
+            content = os.readlink(path)
+        elif kind == stat.S_IFDIR:
+            pending += [relative + b"/" + name for name in os.listdir(path)]
+        if kind != stat.S_IFDIR:
+            groups.setdefault(info.st_ino, []).append(relative)
+        attributes = {
+            name: os.getxattr(path, name, follow_symlinks=False)
+            for name in os.listxattr(path, follow_symlinks=False)
+        }
+        found[relative] = (
+            info.st_mode,
+            info.st_uid,
+            info.st_gid,
+            info.st_mtime_ns,
+            info.st_nlink if kind != stat.S_IFDIR else None,
+            info.st_rdev,
+            content,
+            attributes,
+        )
+    for names in groups.values():
+        for name in names:
+            found[name] += (sorted(names),)
+    return found
+
+
+def assert_same(actual: Path, expected: Path) -> None:
+    left, right = snapshot(actual), snapshot(expected)
+    assert left.keys() == right.keys()
+    different = [path for path in left if left[path] != right[path]]
+    assert not different, [(path, left[path][:6], right[path][:6]) for path in different[:5]]
+
+
+def write(path: Path, data: bytes, mode: int = 0o644) -> Path:
+    path.write_bytes(data)
+    path.chmod(mode)
+    return path
+
+
+def make_tree(root: Path) -> None:
+    """One of everything, with reproducible contents."""
+    rng = random.Random(7)
+    root.mkdir()
+    sizes = root / "sizes"
+    sizes.mkdir()
+    for size in (0, 1, 4095, 4096, 4097, 5 << 20):
+        write(sizes / f"of-{size}", rng.randbytes(size), 0o600)
+    many = root / "many"
+    many.mkdir()
+    for number in range(10_000):
+        (many / f"entry-with-a-longer-name-{number:05}").touch()
+    for depth in range(1, 40):
+        (root / "/".join(["deep"] * depth)).mkdir()
+    write(root / ("n" * 255), b"long name")
+    (root / "long-link").symlink_to("t/" * 2000)
+    (root / "link").symlink_to("sizes/of-1")
+    (root / "dangling").symlink_to("/nowhere")
+    odd = os.fsencode(root) + b"/odd \xff\xfe\n\\name"
+    with open(odd, "wb") as file:  # noqa: PTH123 - the path is bytes
+        file.write(b"odd")
+    (root / "names").mkdir()
+    for name in ("!before-dot", "-", ".hidden", "...", "..data", "~", "a b", "ünïcode"):
+        write(root / "names" / name, name.encode())
+    hard = write(root / "hard-1", b"shared")
+    for number in (2, 3):
+        (root / f"hard-{number}").hardlink_to(hard)
+    os.link(root / "link", root / "link-2", follow_symlinks=False)
+    with (root / "sparse").open("wb") as file:
+        file.truncate(64 << 20)
+        for offset in (0, 5 << 20, (33 << 20) + 123, (64 << 20) - 1):
+            file.seek(offset)
+            file.write(rng.randbytes(min(5000, (64 << 20) - offset)))
+    with (root / "all-hole").open("wb") as file:
+        file.truncate(1 << 20)
+    os.mkfifo(root / "fifo", 0o640)
+    write(root / "setuid", b"#!", 0o4755)
+    write(root / "no-permissions", b"x", 0)
+    sticky = root / "sticky"
+    sticky.mkdir()
+    sticky.chmod(0o1777)
+    os.setxattr(root / "setuid", "user.comment", b"some \0 bytes")
+    os.setxattr(root / "setuid", "user.empty", b"")
+    os.setxattr(root / "sizes", "user.on-directory", b"v" * 1000)
+    times = {"sizes": 1_234_567_890_123_456_789, "link": 1, "hard-1": -5_500_000_001, "many": 0, "fifo": 10**18}
+    if os.geteuid() == 0:
+        os.mknod(root / "null", 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+        os.mknod(root / "disk", 0o660 | stat.S_IFBLK, os.makedev(259, 70_000))
+        os.chown(root / "sticky", 65_534, 4_000_000_000)
+        os.chown(root / "link", 1000, 1001, follow_symlinks=False)
+        capability = bytes.fromhex("0100000200040000000000000000000000000000")
+        os.setxattr(root / "sizes/of-1", "security.capability", capability)
+        os.setxattr(root / "sizes/of-1", "trusted.note", b"kept")
+        os.setxattr(root / "link", "trusted.on-link", b"kept", follow_symlinks=False)
+        acl = bytes.fromhex(
+            "02000000" "01000600ffffffff" "0200060001000000" "04000400ffffffff" "10000600ffffffff" "20000400ffffffff"
+        )
+        os.setxattr(root / "sizes/of-4095", "system.posix_acl_access", acl)
+    for name, mtime in times.items():
+        os.utime(root / name, ns=(0, mtime), follow_symlinks=False)
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("tree") / "root"
+    make_tree(root)
+    return root
+
+
+FORMATS = {
+    "pax": ["--format=posix"],
+    "pax-sparse-0.0": ["--format=posix", "-S", "--sparse-version=0.0"],
+    "pax-sparse-0.1": ["--format=posix", "-S", "--sparse-version=0.1"],
+    "pax-sparse-1.0": ["--format=posix", "-S", "--sparse-version=1.0"],
+    "gnu": ["--format=gnu"],
+    "gnu-sparse": ["--format=gnu", "-S"],
+}
+
+
+def pack_tar(tree: Path, out: Path, options: Sequence[str]) -> Path:
+    attributes = ["--xattrs", "--xattrs-include=*"] if "posix" in options[0] else []
+    run("tar", *attributes, *options, "-C", tree, "-cf", out, ".")
+    return out
+
+
+@needs_fsck
+@pytest.mark.parametrize("form", FORMATS)
+def test_fsck_finds_nothing_wrong(form: str, tree: Path, tmp_path: Path) -> None:
+    tar = pack_tar(tree, tmp_path / "layer.tar", FORMATS[form])
+    layer, meta = tmp_path / "layer.erofs", tmp_path / "fsmeta.erofs"
+    result = convert(tar, layer)
+    assert result.blocks * BLOCK == layer.stat().st_size
+    fsck(layer)
+    merged = merge([layer], meta)
+    assert merged.blocks * BLOCK == meta.stat().st_size
+    assert merged.layer_blocks == [result.blocks]
+    fsck(meta, [layer])
+
+
+@pytest.mark.root
+@needs_root
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_mounted_image_is_what_tar_extracts(form: str, tree: Path, tmp_path: Path) -> None:
+    tar = pack_tar(tree, tmp_path / "layer.tar", FORMATS[form])
+    extracted = tmp_path / "extracted"
+    extracted.mkdir()
+    run("tar", "--xattrs", "--xattrs-include=*", "--numeric-owner", "-C", extracted, "-xpf", tar)
+    layer, meta = tmp_path / "layer.erofs", tmp_path / "fsmeta.erofs"
+    convert(tar, layer)
+    merge([layer], meta)
+    for image in (layer, concatenate([meta, layer], tmp_path / "disk")):
+        with mounted(image, tmp_path / "mnt") as mnt:
+            assert_same(mnt, extracted)
+
+
+@pytest.mark.root
+@needs_root
+def test_a_packed_directory_is_the_directory(tree: Path, tmp_path: Path) -> None:
+    layer, meta = tmp_path / "layer.erofs", tmp_path / "fsmeta.erofs"
+    pack(tree, layer)
+    merge([layer], meta)
+    with mounted(concatenate([meta, layer], tmp_path / "disk"), tmp_path / "mnt") as mnt:
+        assert_same(mnt, tree)
+
+
+@needs_fsck
+def test_a_packed_directory_passes_fsck_and_keeps_holes(tree: Path, tmp_path: Path) -> None:
+    layer, meta = tmp_path / "layer.erofs", tmp_path / "fsmeta.erofs"
+    result = pack(tree, layer)
+    assert result.blocks * BLOCK < 16 << 20
+    merge([layer], meta)
+    fsck(layer)
+    fsck(meta, [layer])
+
+
+def layered(tmp_path: Path) -> list[Path]:
+    """Three layers that use whiteouts, opaque directories and links into lower layers."""
+    steps: list[Callable[[Path], None]] = []
+
+    def first(root: Path) -> None:
+        for name in ("gone", "kept", "opaque", "usr"):
+            (root / name).mkdir()
+            write(root / name / "file", name.encode())
+        write(root / "renamed-from", b"renamed" * 2000)
+        (root / "becomes-directory").symlink_to("kept")
+        (root / "becomes-file").mkdir()
+        write(root / "becomes-file/x", b"x")
+
+    def second(root: Path) -> None:
+        write(root / ".wh.gone", b"")
+        write(root / ".wh.renamed-from", b"")
+        (root / "opaque").mkdir()
+        write(root / "opaque/.wh..wh..opq", b"")
+        write(root / "opaque/new", b"new")
+        (root / "becomes-directory").mkdir()
+        write(root / "becomes-directory/y", b"y")
+        write(root / "becomes-file", b"now a file")
+
+    def third(root: Path) -> None:
+        (root / "gone").mkdir()
+        write(root / "gone/back", b"back")
+
+    steps = [first, second, third]
+    layers = []
+    for number, step in enumerate(steps):
+        root = tmp_path / f"step-{number}"
+        root.mkdir()
+        step(root)
+        tar = tmp_path / f"step-{number}.tar"
+        run("tar", "--format=posix", "-C", root, "-cf", tar, ".")
+        if number == 1:
+            # `renamed-to` is a hard link to a file that only the first layer has.
+            scratch = tmp_path / "scratch"
+            scratch.mkdir()
+            write(scratch / "renamed-from", b"")
+            (scratch / "renamed-to").hardlink_to(scratch / "renamed-from")
+            run("tar", "--format=posix", "-C", scratch, "-cf", tmp_path / "link.tar", "renamed-from", "renamed-to")
+            run("tar", "--delete", "-f", tmp_path / "link.tar", "renamed-from")
+            run("tar", "-A", "-f", tar, tmp_path / "link.tar")
+        layer = tmp_path / f"step-{number}.erofs"
+        convert(tar, layer)
+        layers.append(layer)
+    return layers
+
+
+@needs_fsck
+def test_layers_pass_fsck_apart_and_merged(tmp_path: Path) -> None:
+    layers = layered(tmp_path)
+    for layer in layers:
+        fsck(layer)
+    meta = tmp_path / "fsmeta.erofs"
+    result = merge(layers, meta)
+    assert result.layer_blocks == [layer.stat().st_size // BLOCK for layer in layers]
+    fsck(meta, layers)
+
+
+@pytest.mark.root
+@needs_root
+def test_the_merged_image_is_what_the_layers_say(tmp_path: Path) -> None:
+    layers = layered(tmp_path)
+    meta = tmp_path / "fsmeta.erofs"
+    merge(layers, meta)
+    with mounted(concatenate([meta, *layers], tmp_path / "disk"), tmp_path / "mnt") as mnt:
+        files = {str(path.relative_to(mnt)): path.read_bytes() for path in mnt.rglob("*") if path.is_file()}
+        assert files == {
+            "kept/file": b"kept",
+            "usr/file": b"usr",
+            "opaque/new": b"new",
+            "becomes-directory/y": b"y",
+            "becomes-file": b"now a file",
+            "gone/back": b"back",
+            "renamed-to": b"renamed" * 2000,
+        }
+        assert not (mnt / "becomes-directory").is_symlink()
+
+
+def test_the_descriptor_is_one_disk_for_qemu(tmp_path: Path) -> None:
+    if shutil.which("qemu-img") is None:
+        pytest.skip("qemu-img is not installed")
+    layers = layered(tmp_path)
+    parts = tmp_path / "store" / "layers of an image"
+    parts.mkdir(parents=True)
+    meta = tmp_path / "store" / "fsmeta.erofs"
+    merge(layers, meta)
+    for layer in layers:
+        shutil.move(layer, parts)
+    files = [meta, *(parts / layer.name for layer in layers)]
+    extents = [(str(path.relative_to(meta.parent)), path.stat().st_size) for path in files]
+    descriptor = meta.parent / "image.vmdk"
+    descriptor.write_text(native.vmdk_descriptor(extents))
+    # The names are relative: the store may move.
+    moved = tmp_path / "moved"
+    meta.parent.rename(moved)
+    for file in moved.rglob("*"):
+        if file.is_file():
+            file.chmod(0o444)
+    raw = tmp_path / "raw"
+    run("qemu-img", "convert", "-f", "vmdk", "-O", "raw", moved / "image.vmdk", raw)
+    expected = concatenate(
+        [moved / meta.name, *(moved / parts.name / layer.name for layer in layers)], tmp_path / "whole"
+    )
+    assert raw.read_bytes() == expected.read_bytes()
