@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import tomllib
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +32,15 @@ _PROFILE = {
     "CARGO_PROFILE_RELEASE_PANIC": "abort",
     "CARGO_PROFILE_RELEASE_STRIP": "symbols",
 }
-_CRATE_FILES = ("LICENSE", "README.md", "build.rs")
+_CRATE_FILES = ("Cargo.toml", "LICENSE", "README.md", "build.rs")
 _CRATE_DIRECTORIES = ("src", "tests", "benches")
 _SIZE_LIMIT = 2_000_000  # bytes; every guest of a host reads it from the boot disk
 
 
 class AgentdHook(BuildHookInterface[Any]):
     """Named by `[tool.hatch.build.hooks.custom]`."""
+
+    _staged: tempfile.TemporaryDirectory[str] | None = None
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Called by hatchling before it collects files; `version` is "editable" or "standard"."""
@@ -56,51 +58,41 @@ class AgentdHook(BuildHookInterface[Any]):
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
         """Called by hatchling when the archive is written."""
-        if self.target_name == "sdist":
-            shutil.rmtree(Path(self.directory) / ".agentd", ignore_errors=True)
+        if self._staged is not None:
+            self._staged.cleanup()
 
     def _sdist_files(self, root: Path) -> dict[str, str]:
+        """The crate's files as they go into an sdist: file on disk -> name in the archive."""
+        self._staged = tempfile.TemporaryDirectory(prefix="agentd-")
+        staged = Path(self._staged.name)
         crate = _crate(root)
-        staged = Path(self.directory) / ".agentd"
-        staged.mkdir(parents=True, exist_ok=True)
-        manifest = (crate / "Cargo.toml").read_text(encoding="utf-8")
-        if "\n[workspace]" not in manifest:
-            # An sdist may be unpacked below somebody's cargo workspace, which it does not belong to.
-            manifest += "\n[workspace]\n"
-        (staged / "Cargo.toml").write_text(manifest, encoding="utf-8")
-        name = tomllib.loads(manifest)["package"]["name"]
-        lock = _lock_file(crate).read_text(encoding="utf-8")
-        (staged / "Cargo.lock").write_text(prune_lock(lock, name), encoding="utf-8")
-        files = {str(staged / made): f"agentd/{made}" for made in ("Cargo.toml", "Cargo.lock")}
-        sources = [crate / file for file in _CRATE_FILES]
-        sources += sorted(path for top in _CRATE_DIRECTORIES for path in (crate / top).rglob("*"))
-        for path in sources:
-            if path.is_file():
-                files[str(path)] = f"agentd/{path.relative_to(crate)}"
-        return files
+        for file in _CRATE_FILES:
+            if (crate / file).is_file():
+                shutil.copy(crate / file, staged)
+        for directory in _CRATE_DIRECTORIES:
+            if (crate / directory).is_dir():
+                shutil.copytree(crate / directory, staged / directory)
+        shutil.copy(_lock_file(crate), staged / "Cargo.lock")
+        manifest = staged / "Cargo.toml"
+        text = manifest.read_text(encoding="utf-8")
+        if "\n[workspace]" not in text:
+            # It may be unpacked below somebody's cargo workspace, which it does not belong to.
+            manifest.write_text(text + "\n[workspace]\n", encoding="utf-8")
+            _keep_to_crate(staged)
+        return {
+            str(path): f"agentd/{path.relative_to(staged)}" for path in staged.rglob("*") if path.is_file()
+        }
 
 
-def prune_lock(text: str, root: str) -> str:
-    """The part of a Cargo.lock that the package `root` needs.
+def _keep_to_crate(crate: Path) -> None:
+    """Take out of a workspace's lock file what only its other members need; versions stay.
 
-    Cargo refuses a lock file with packages that nothing uses when it is told to keep to it
-    (`--locked`), and the workspace's lock holds those of all its members.
+    `--locked` refuses a lock file that cargo would write differently. Only cargo knows how: other members
+    also switch on optional dependencies of packages that are shared.
     """
-    head, *blocks = text.split("\n[[package]]\n")
-    packages = [tomllib.loads(block) for block in blocks]
-    wanted = {index for index, package in enumerate(packages) if package["name"] == root}
-    todo = list(wanted)
-    while todo:
-        for needed in packages[todo.pop()].get("dependencies", []):
-            # "name", "name version" or "name version (source)", as far as needed to be unambiguous.
-            name, _, version = needed.partition(" ")
-            version = version.partition(" ")[0]
-            for index, package in enumerate(packages):
-                if package["name"] == name and version in ("", package["version"]) and index not in wanted:
-                    wanted.add(index)
-                    todo.append(index)
-    kept = (block.strip("\n") + "\n" for index, block in enumerate(blocks) if index in wanted)
-    return "\n[[package]]\n".join([head.rstrip("\n") + "\n", *kept])
+    command = ["cargo", "update", "--quiet", "--workspace", "--manifest-path", str(crate / "Cargo.toml")]
+    if subprocess.run([*command, "--offline"], stdin=subprocess.DEVNULL, capture_output=True).returncode != 0:
+        subprocess.run(command, check=True, stdin=subprocess.DEVNULL)  # nothing was built here before
 
 
 def _crate(root: Path) -> Path:

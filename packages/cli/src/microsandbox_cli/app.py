@@ -53,18 +53,33 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _set_log_level(level: LogLevel | None) -> None:
+    if level is not None:
+        from microsandbox_cli.report import set_log_level
+
+        set_log_level(level)
+
+
+# Taken before and after the command's name.
+LogLevelOption = Annotated[
+    LogLevel | None,
+    typer.Option(
+        "--log-level",
+        callback=_set_log_level,
+        help="error: no remarks; debug: errors show the console and a traceback.",
+        show_default=False,
+    ),
+]
+
+
 @app.callback()
 def _root(
     version: Annotated[
         bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
-    log_level: Annotated[
-        LogLevel, typer.Option("--log-level", help="With debug, errors show a traceback.")
-    ] = LogLevel.INFO,
+    log_level: LogLevelOption = None,
 ) -> None:
-    from microsandbox_cli.report import set_log_level
-
-    set_log_level(log_level)
+    pass
 
 
 ImageArgument = Annotated[
@@ -78,7 +93,7 @@ ImageArgument = Annotated[
 ]
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The sandbox.", show_default=False)]
 Command = Annotated[
-    list[str] | None, typer.Argument(metavar="[-- COMMAND...]", help="What to run.", show_default=False)
+    list[str] | None, typer.Argument(metavar="COMMAND", help="What to run.", show_default=False)
 ]
 Env = Annotated[
     list[str] | None,
@@ -132,6 +147,7 @@ def run(
     require_kvm: RequireKvm = False,
     no_stdin: NoStdin = False,
     quiet: Quiet = False,
+    log_level: LogLevelOption = None,
 ) -> None:
     """Run a command in a new sandbox.
 
@@ -164,6 +180,7 @@ def create(
     vmm: VmmOption = Vmm.AUTO,
     require_kvm: RequireKvm = False,
     quiet: Quiet = False,
+    log_level: LogLevelOption = None,
 ) -> None:
     """Create a named sandbox and leave it running.
 

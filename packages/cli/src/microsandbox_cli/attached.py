@@ -150,18 +150,24 @@ async def _feed(sink: StdinSink) -> None:
 
 
 async def _read() -> bytes:
-    """The next bytes of standard input; empty at its end."""
+    """The next bytes of standard input; empty at its end, and when it cannot be read."""
     loop = asyncio.get_running_loop()
     readable = asyncio.Event()
     try:
         loop.add_reader(0, readable.set)
     except (PermissionError, FileExistsError):
         # epoll does not take regular files, which are always readable.
-        return os.read(0, _CHUNK)
+        return _read_now()
     try:
         await readable.wait()
-        return os.read(0, _CHUNK)
-    except OSError:
-        return b""  # a terminal that hung up
+        return _read_now()
     finally:
         loop.remove_reader(0)
+
+
+def _read_now() -> bytes:
+    try:
+        return os.read(0, _CHUNK)
+    except OSError:
+        # A terminal that hung up, a broken disk. The command has to see an end, or it waits for ever.
+        return b""

@@ -97,7 +97,7 @@ def remove_images(names: Sequence[str]) -> None:
 
 
 def _name(image: Image) -> str:
-    return image.digest if image.reference is None else str(image.reference)
+    return image.digest if image.reference is None else image.reference.familiar
 
 
 def _plain(image: Image) -> dict[str, object]:

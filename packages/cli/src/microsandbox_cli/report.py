@@ -17,13 +17,13 @@ EXIT_NOT_EXECUTABLE = 126
 EXIT_NOT_FOUND = 127
 EXIT_INTERRUPTED = 130
 
-_debug = False
+_level = "info"
 
 
 def set_log_level(level: str) -> None:
-    """With ``debug``, errors show their traceback."""
-    global _debug
-    _debug = level == "debug"
+    """``error``: no remarks. ``info``: remarks and errors. ``debug``: errors with console and traceback."""
+    global _level
+    _level = level
 
 
 def error(message: str, hint: str | None = None) -> None:
@@ -32,8 +32,9 @@ def error(message: str, hint: str | None = None) -> None:
 
 
 def note(message: str) -> None:
-    """Print a remark to stderr."""
-    _stderr(message + "\n")
+    """Print a remark to stderr, unless only errors are wanted."""
+    if _level != "error":
+        _stderr(message + "\n")
 
 
 def _stderr(text: str) -> None:
@@ -58,12 +59,15 @@ def guarded() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + 13)
     except OSError as failure:
-        if _debug:
+        if _level == "debug":
             raise
         error(str(failure))
         sys.exit(EXIT_SANDBOX)
     except _known_errors() as failure:
-        if _debug:
+        if _level == "debug":
+            console = getattr(failure, "console", "")
+            if console:
+                note(f"the end of the console:\n{console}")
             raise
         error(str(failure), getattr(failure, "hint", None))
         sys.exit(EXIT_SANDBOX)

@@ -54,7 +54,7 @@ _MEANINGS: tuple[tuple[tuple[str, ...], type[errors.SetupError], str], ...] = (
     (
         ("404  Not Found",),
         _StaleLists,
-        "run `apt-get update` and `msb setup` again; if it stays so, the mirror in apt's sources is incomplete",
+        "run `apt-get update`, then `msb setup` again; or use another mirror: this one is incomplete",
     ),
     (
         ("does not have a Release file", "no longer has a Release file"),

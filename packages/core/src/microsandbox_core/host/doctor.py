@@ -73,7 +73,7 @@ class Report:
             missing = ", ".join(check.name for check in self.checks if check.status is Status.MISSING)
             return f"not ready: {missing}"
         if self.isolation == "emulated":
-            return f"ready: {self.vmm}, emulated; {EMULATED}"
+            return f"ready: {self.vmm}, emulated: outside QEMU's own security guarantee"
         return f"ready: {self.vmm}, isolated by KVM"
 
     def to_dict(self) -> dict[str, object]:
