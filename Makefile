@@ -33,6 +33,7 @@ setup: environment ## build everything, and install QEMU, e2fsprogs and the gues
 
 .PHONY: demo
 demo: setup ## build an image, boot microVMs from it, show what the guest printed
+	@[ "$$(id -u)" != 0 ] || scripts/need busybox=busybox-static
 	@$(RUN) python demo/demo.py
 
 .PHONY: test

@@ -185,7 +185,7 @@ class Relay:
             if client.waiting:
                 client.waiting = False
                 self._greet(client)
-        if self._on_ready is not None:
+        if self._on_ready is not None and not self._host.closed:
             self._on_ready(event)
 
     def _on_guest_failed(self, event: Failed) -> None:
@@ -310,6 +310,9 @@ class Relay:
     def _greet(self, client: _Client) -> None:
         hello = self.guest_hello
         assert hello is not None
+        if client.connection.closed:
+            # What followed its HELLO in the same piece of bytes ended it.
+            return
         client.connection.hello(
             name=hello.name, agent_version=hello.agent_version, configured=self.configured
         )
@@ -349,6 +352,9 @@ class Relay:
             host.send_eof(stream, event.channel)
 
     def _on_open(self, client: _Client, event: OpenReceived) -> None:
+        if client.connection.closed:
+            # As in `_greet`: there is nobody left to run it for.
+            return
         if event.method in self._privileged_methods and not client.privileged:
             client.connection.end_error(
                 event.stream, "not_permitted", f"{event.method} is for the sandbox's supervisor"

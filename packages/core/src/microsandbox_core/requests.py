@@ -16,6 +16,9 @@ Text = str | bytes
 """An argument, a path or a variable of the guest. `str` is encoded as `os.fsencode` does, so that a lone
 surrogate stands for the byte it was decoded from."""
 
+Environment = Mapping[str, Text] | Mapping[bytes, Text] | Sequence[Text]
+"""A whole environment: names and values, or `NAME=value` items."""
+
 UNLIMITED: Final = 2**64 - 1
 """The resource limit that is none."""
 
@@ -81,7 +84,7 @@ class Exec(NamedTuple):
     """
 
     argv: Sequence[Text]
-    env: Mapping[str, Text] | Mapping[bytes, Text] | Sequence[Text] = ()
+    env: Environment = ()
     cwd: Text | None = None
     user: str | None = None
     stdin: Literal["null", "pipe"] = "null"
@@ -129,7 +132,7 @@ def _encode(parameter: str, text: Text) -> bytes:
     return encoded
 
 
-def _environment(env: Mapping[str, Text] | Mapping[bytes, Text] | Sequence[Text]) -> list[Value]:
+def _environment(env: Environment) -> list[Value]:
     if isinstance(env, str | bytes):
         raise TypeError("env: a mapping or a sequence of NAME=value items, not one string")
     if not isinstance(env, Mapping):

@@ -33,7 +33,7 @@ def _address(path: str | bytes | os.PathLike[str]) -> Iterator[bytes]:
 
 
 def listen_unix(path: str | bytes | os.PathLike[str], *, backlog: int = 128) -> socket.socket:
-    """A non-blocking listening socket at `path`, mode 0600. Raises `OSError`.
+    """A non-blocking listening socket at `path`, mode 0600. Raises `OSError`, `ValueError`.
 
     A file that is there already is an error (`EADDRINUSE`): whether it is stale is the caller's to know.
     """
@@ -45,7 +45,7 @@ def listen_unix(path: str | bytes | os.PathLike[str], *, backlog: int = 128) -> 
             os.fchmod(listener.fileno(), 0o600)
             listener.bind(address)
         listener.listen(backlog)
-    except OSError:
+    except (OSError, ValueError):
         listener.close()
         raise
     return listener
@@ -54,7 +54,7 @@ def listen_unix(path: str | bytes | os.PathLike[str], *, backlog: int = 128) -> 
 def connect_unix(path: str | bytes | os.PathLike[str]) -> socket.socket:
     """A non-blocking socket connected to `path`.
 
-    Raises `OSError`; `BlockingIOError` means that the listener's backlog is full and another try may work.
+    Raises `OSError`, `ValueError`; `BlockingIOError` means that the listener's backlog is full: try again.
     """
     connection = socket.socket(
         socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
@@ -62,7 +62,7 @@ def connect_unix(path: str | bytes | os.PathLike[str]) -> socket.socket:
     try:
         with _address(path) as address:
             connection.connect(address)
-    except OSError:
+    except (OSError, ValueError):
         connection.close()
         raise
     return connection

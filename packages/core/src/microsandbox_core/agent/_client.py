@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Final, Literal
 
@@ -23,7 +23,7 @@ from ..channel import (
     HostHelloReceived,
     OutcomeUnknown,
 )
-from ..requests import Configure, Exec, Text
+from ..requests import Configure, Environment, Exec, Text
 from ..unix_socket import connect_unix
 from ._process import Process, failure
 
@@ -113,7 +113,7 @@ class AgentClient:
         self,
         argv: Sequence[Text],
         *,
-        env: Mapping[str, Text] | Mapping[bytes, Text] | Sequence[Text] = (),
+        env: Environment = (),
         cwd: Text | None = None,
         user: str | None = None,
         stdin: Literal["null", "pipe"] = "null",

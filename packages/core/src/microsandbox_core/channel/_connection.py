@@ -259,7 +259,8 @@ class Connection:
     def writable(self, stream: int, channel: int = 0) -> int:
         """Bytes that `send_data` would accept now. Raises `StreamClosed` if it would."""
         found = self._open_stream(stream)
-        room = self._queue_bound - found.lane.chunks.size
+        # Only a peer that gives more credit than it may ever meets this bound: one window a channel.
+        room = self._queue_bound * len(found.sending) - found.lane.chunks.size
         return max(0, min(self._sending(found, channel).credit, room))
 
     def send_data(self, stream: int, channel: int, data: bytes | bytearray | memoryview) -> int:
