@@ -59,7 +59,7 @@ fn ignore(what: &str, result: io::Result<()>) {
 
 /// Input from nowhere, output to the kernel log.
 fn standard_descriptors() -> io::Result<()> {
-    let null = fd::open(c"/dev/null", libc::O_RDWR)?;
+    let null = fd::open(c"/dev/null", libc::O_RDONLY)?;
     let kmsg = fd::open(c"/dev/kmsg", libc::O_WRONLY)?;
     for (from, to) in [(&null, 0), (&kmsg, 1), (&kmsg, 2)] {
         if from.as_raw_fd() != to {

@@ -10,8 +10,8 @@ use crate::sys::{self, fd};
 
 /// The group of the workload.
 const WORKLOAD: &str = "msb";
-/// Memory left to agentd and the kernel: without it the workload's out-of-memory would be the
-/// machine's. A thirty-second of all, within these bounds.
+/// Memory left to agentd and to what the kernel charges to nobody: without it the workload's
+/// out-of-memory would be the machine's. A thirty-second of what is there, within these bounds.
 const RESERVE_LEAST: u64 = 8 << 20;
 const RESERVE_MOST: u64 = 64 << 20;
 
@@ -82,12 +82,11 @@ impl Cgroups {
         }
     }
 
-    /// Removes the groups whose last process has ended since; whether some are left.
-    pub fn sweep(&mut self) -> bool {
+    /// Removes the groups whose last process has ended since.
+    pub fn sweep(&mut self) {
         let mut left = std::mem::take(&mut self.left);
         left.retain(|name| !self.remove(name));
         self.left = left;
-        !self.left.is_empty()
     }
 
     pub fn has_left(&self) -> bool {
@@ -112,12 +111,14 @@ impl Cgroups {
 
 fn workload(root: &OwnedFd) -> io::Result<OwnedFd> {
     let name = CString::new(WORKLOAD)?;
-    write_at(root, c"cgroup.subtree_control", b"+memory +pids")?;
+    // cpu: a fork bomb is one competitor of agentd, not thousands.
+    write_at(root, c"cgroup.subtree_control", b"+cpu +memory +pids")?;
     let group = make(root, &name)?;
-    write_at(&group, c"cgroup.subtree_control", b"+memory +pids")?;
-    let total = total_memory()?;
-    let reserve = (total / 32).clamp(RESERVE_LEAST, RESERVE_MOST);
-    let limit = total.saturating_sub(reserve).to_string();
+    // memory: of each exec, to know whether the kernel killed a process of it.
+    write_at(&group, c"cgroup.subtree_control", b"+memory")?;
+    let available = available_memory()?;
+    let reserve = (available / 32).clamp(RESERVE_LEAST, RESERVE_MOST);
+    let limit = available.saturating_sub(reserve).to_string();
     write_at(&group, c"memory.max", limit.as_bytes())?;
     Ok(group)
 }
@@ -140,12 +141,18 @@ fn read_at(at: &OwnedFd, name: &std::ffi::CStr) -> io::Result<String> {
     Ok(text)
 }
 
-fn total_memory() -> io::Result<u64> {
-    // SAFETY: all-zero bytes are a valid sysinfo, and the call fills it.
-    let mut info: libc::sysinfo = unsafe { std::mem::zeroed() };
-    // SAFETY: `info` is writable.
-    sys::check(unsafe { libc::sysinfo(&mut info) })?;
-    Ok(info.totalram.saturating_mul(info.mem_unit.into()))
+/// What the kernel could give to programs now, in bytes.
+fn available_memory() -> io::Result<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo")?;
+    parse_available(&text).ok_or_else(|| io::Error::other("no MemAvailable"))
+}
+
+fn parse_available(meminfo: &str) -> Option<u64> {
+    let rest = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kilobytes: u64 = rest.trim().strip_suffix(" kB")?.parse().ok()?;
+    kilobytes.checked_mul(1024)
 }
 
 /// The `oom_kill` count of a memory.events file.
@@ -159,7 +166,7 @@ fn oom_kills(events: &str) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::oom_kills;
+    use super::{oom_kills, parse_available};
 
     #[test]
     fn the_count_of_kills_is_not_the_count_of_group_kills() {
@@ -167,5 +174,12 @@ mod tests {
         assert_eq!(oom_kills(text), 3);
         assert_eq!(oom_kills("oom 7\n"), 0);
         assert_eq!(oom_kills(""), 0);
+    }
+
+    #[test]
+    fn available_memory_is_in_bytes() {
+        let text = "MemTotal:  494336 kB\nMemFree: 1 kB\nMemAvailable:     452828 kB\n";
+        assert_eq!(parse_available(text), Some(452_828 * 1024));
+        assert_eq!(parse_available("MemAvailable: x kB"), None);
     }
 }

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use crate::cgroup::Cgroups;
 use crate::channel::{Guest, Map, DATA_MAX};
 use crate::configure::World;
 use crate::sys::epoll::{Epoll, Ready};
@@ -122,6 +123,8 @@ pub struct Context {
     pub children: HashMap<libc::pid_t, u32>,
     /// Streams that may have data to send, each at most once.
     pub turns: VecDeque<u32>,
+    /// None on a kernel without them.
+    pub cgroups: Option<Cgroups>,
     /// There after `configure`.
     pub world: Option<World>,
     sinks: Sinks,
@@ -130,13 +133,14 @@ pub struct Context {
 }
 
 impl Context {
-    pub fn new() -> io::Result<Context> {
+    pub fn new(cgroups: Option<Cgroups>) -> io::Result<Context> {
         Ok(Context {
             guest: Guest::new(),
             epoll: Epoll::new()?,
             timers: Timers::default(),
             children: HashMap::new(),
             turns: VecDeque::new(),
+            cgroups,
             world: None,
             sinks: Sinks::default(),
             scratch: vec![0; DATA_MAX],

@@ -6,6 +6,7 @@ mod boot;
 mod cgroup;
 mod configure;
 mod context;
+mod early;
 mod exec;
 mod log;
 mod port;
@@ -30,5 +31,6 @@ pub fn run() -> ! {
 fn start() -> io::Result<server::Server> {
     let signals = sys::process::take_signals()?;
     boot::prepare()?;
-    server::Server::new(boot::open_port()?, signals)
+    let cgroups = early::prepare()?;
+    server::Server::new(boot::open_port()?, signals, cgroups)
 }

@@ -5,11 +5,13 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
+use crate::cgroup::Cgroups;
 use crate::channel::{Event, Guest, Map};
 use crate::configure::{self, Configuration};
 use crate::context::{Context, Handler, Token};
 use crate::port::{Port, Read};
 use crate::shutdown::{close_disks, Shutdown};
+use crate::sys::describe;
 use crate::sys::epoll::Ready;
 use crate::sys::fd::{self, Moved};
 use crate::sys::process::{self, Reaped};
@@ -37,8 +39,8 @@ pub struct Server {
 }
 
 impl Server {
-    pub fn new(port: OwnedFd, signals: OwnedFd) -> io::Result<Server> {
-        let context = Context::new()?;
+    pub fn new(port: OwnedFd, signals: OwnedFd, cgroups: Option<Cgroups>) -> io::Result<Server> {
+        let context = Context::new(cgroups)?;
         let token = |role| Token::Stream(0, role).number();
         context.epoll.add(&port, token(PORT), true, true)?;
         context.epoll.add(&signals, token(SIGNALS), true, false)?;
@@ -248,7 +250,7 @@ impl Server {
             Err(failure) => {
                 let mut error = Map::new()
                     .with("kind", "configure_failed")
-                    .with("message", failure.error.to_string().as_str())
+                    .with("message", describe(&failure.error).as_str())
                     .with("stage", failure.stage);
                 if let Some(errno) = failure.error.raw_os_error() {
                     error = error.with("errno", i64::from(errno));
@@ -275,12 +277,8 @@ impl Server {
                 Reaped::None => break true,
             }
         };
-        let cgroups = self
-            .context
-            .world
-            .as_ref()
-            .and_then(|world| world.cgroups.as_ref());
-        let left = cgroups.is_some_and(|cgroups| cgroups.has_left());
+        let cgroups = self.context.cgroups.as_ref();
+        let left = cgroups.is_some_and(Cgroups::has_left);
         if left && !self.context.timers.is_set(0) {
             self.context.timers.set(0, Some(Instant::now() + SWEEP));
         }
@@ -290,8 +288,7 @@ impl Server {
         let now = Instant::now();
         while let Some(stream) = self.context.timers.expired(now) {
             if stream == 0 {
-                let world = self.context.world.as_mut();
-                if let Some(cgroups) = world.and_then(|world| world.cgroups.as_mut()) {
+                if let Some(cgroups) = &mut self.context.cgroups {
                     cgroups.sweep();
                 }
             }
@@ -318,9 +315,9 @@ impl Server {
             return;
         };
         let told = self.handlers.is_empty() && self.context.guest.pending().is_empty();
-        let world = self.context.world.as_ref();
-        if shutdown.advance(Instant::now(), world, self.alone, told) {
-            close_disks(world);
+        let cgroups = self.context.cgroups.as_ref();
+        if shutdown.advance(Instant::now(), cgroups, self.alone, told) {
+            close_disks(self.context.world.as_ref());
             let stream = shutdown.stream;
             self.end(stream, &Map::new());
             self.port.flush(&mut self.context.guest);

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::cgroup::Cgroups;
 use crate::channel::{Invalid, Map};
 use crate::configure::World;
 use crate::log;
@@ -51,7 +52,7 @@ impl Shutdown {
     pub fn advance(
         &mut self,
         now: Instant,
-        world: Option<&World>,
+        cgroups: Option<&Cgroups>,
         alone: bool,
         told: bool,
     ) -> bool {
@@ -59,7 +60,7 @@ impl Shutdown {
         if self.stage == Stage::Asked && (alone || late) {
             if !alone {
                 process::signal_all(libc::SIGKILL);
-                if let Some(cgroups) = world.and_then(|world| world.cgroups.as_ref()) {
+                if let Some(cgroups) = cgroups {
                     cgroups.kill_all();
                 }
             }

@@ -51,7 +51,10 @@ fn sorted(map: &Map) -> Vec<(String, String)> {
             other => format!("{other:?}"),
         }
     }
-    let mut entries: Vec<_> = map.iter().map(|(key, item)| (key.to_owned(), show(item))).collect();
+    let mut entries: Vec<_> = map
+        .iter()
+        .map(|(key, item)| (key.to_owned(), show(item)))
+        .collect();
     entries.sort();
     entries
 }
@@ -70,7 +73,11 @@ fn compare_frame(frame: &Frame, wanted: &Json, name: &str) {
         }
         Payload::Bytes(bytes) => assert_eq!(*bytes, unhex(&wanted["payload"]), "{name}"),
         Payload::Credit(amount) => {
-            assert_eq!(amount.to_be_bytes()[..], unhex(&wanted["payload"]), "{name}");
+            assert_eq!(
+                amount.to_be_bytes()[..],
+                unhex(&wanted["payload"]),
+                "{name}"
+            );
         }
         Payload::Nothing => assert_eq!(wanted["payload"], "", "{name}"),
     }
@@ -130,7 +137,14 @@ fn compare_event(event: &Event, wanted: &Json, name: &str) {
             stream,
             channel,
             amount,
-        } => ("credit", Some(*stream), Some(*channel), None, None, Some(*amount)),
+        } => (
+            "credit",
+            Some(*stream),
+            Some(*channel),
+            None,
+            None,
+            Some(*amount),
+        ),
         Event::Error(map) => ("error", None, None, Some(map), None, None),
         Event::Broken(error) => panic!("{name}: {error}"),
     };
@@ -214,7 +228,12 @@ fn sessions() {
     for vector in sessions.iter().filter(|vector| vector["side"] == "guest") {
         let name = vector["name"].as_str().unwrap();
         let mut guest = Guest::new();
-        let steps = vector["steps"].as_array().unwrap();
+        let steps: Vec<&Json> = (vector["steps"].as_array().unwrap().iter())
+            .flat_map(|step| {
+                let times = step.get("times").map_or(1, |times| times.as_u64().unwrap());
+                std::iter::repeat_n(step, times as usize)
+            })
+            .collect();
         for (index, step) in steps.iter().enumerate() {
             if let Some(bytes) = step.get("receive") {
                 guest.feed(&unhex(bytes));
@@ -235,7 +254,11 @@ fn sessions() {
                     true => vector["error"].as_str(),
                     false => None,
                 };
-                assert_eq!(broken.as_ref().map(|error| error.code.as_str()), code, "{name}");
+                assert_eq!(
+                    broken.as_ref().map(|error| error.code.as_str()),
+                    code,
+                    "{name}"
+                );
                 if let Some(code) = code {
                     let sent = flush(&mut guest);
                     let error = decode(&sent[HEADER..]).unwrap();

@@ -245,10 +245,14 @@ impl Guest {
                     channel,
                     amount,
                 }),
-            (Kind::Message, Payload::Control(message)) => Some(Event::Message {
-                stream: id,
-                message,
-            }),
+            // A message without a name is one of the unknown ones, which are ignored.
+            (Kind::Message, Payload::Control(message)) => {
+                let named = message.field::<&str>("m").is_ok();
+                named.then_some(Event::Message {
+                    stream: id,
+                    message,
+                })
+            }
             (Kind::Cancel, _) => Some(Event::Cancel { stream: id }),
             // `Header::parse` lets no other kind through to a guest.
             _ => return Err(ProtocolError::new(Code::Frame, "unexpected frame")),

@@ -8,15 +8,14 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Instant;
 
+pub use mounts::create_directory;
 pub use request::Configuration;
 
-use crate::cgroup::Cgroups;
 use crate::channel::Map;
 use crate::sys;
 
 /// What agentd keeps of the guest it made.
 pub struct World {
-    pub cgroups: Option<Cgroups>,
     /// A directory of the upper file system, to freeze it at the end.
     pub upper: OwnedFd,
     /// agentd's own view of /proc: the workload may unmount the one it sees.
@@ -60,17 +59,10 @@ pub fn apply(configuration: &Configuration) -> Result<(World, Map), Failure> {
     steps.run("image", || mounts::image(&configuration.image_device))?;
     let upper = steps.run("upper", || mounts::upper(&configuration.upper_device))?;
     steps.run("overlay", mounts::overlay)?;
-    let (proc, cgroup_root) = steps.run("root", mounts::enter)?;
-    let cgroups = steps.run("cgroup", || Ok(Cgroups::new(cgroup_root)))?;
+    let proc = steps.run("root", mounts::enter)?;
     steps.run("hostname", || set_hostname(&configuration.hostname))?;
     steps.run("files", || files::write(configuration))?;
-    steps.run("loopback", loopback_up)?;
-    let world = World {
-        cgroups,
-        upper,
-        proc,
-    };
-    Ok((world, steps.timings))
+    Ok((World { upper, proc }, steps.timings))
 }
 
 /// Mixes the host's bytes into the kernel's pool, counts them as entropy, and makes the kernel
@@ -108,23 +100,5 @@ fn set_clock(time_ns: u64) -> io::Result<()> {
 fn set_hostname(name: &str) -> io::Result<()> {
     // SAFETY: `name` is readable for its length.
     sys::check(unsafe { libc::sethostname(name.as_ptr().cast(), name.len()) })?;
-    Ok(())
-}
-
-/// Brings up 127.0.0.1 and ::1; the kernel assigns both when the interface goes up.
-fn loopback_up() -> io::Result<()> {
-    // SAFETY: takes no pointers.
-    let socket = sys::check(unsafe {
-        libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0)
-    })?;
-    // SAFETY: the call succeeded, so the descriptor is open and belongs to nobody else.
-    let socket: OwnedFd = unsafe { std::os::fd::FromRawFd::from_raw_fd(socket) };
-    // SAFETY: all-zero bytes are a valid ifreq.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    request.ifr_name[0] = b'l' as libc::c_char;
-    request.ifr_name[1] = b'o' as libc::c_char;
-    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
-    // SAFETY: SIOCSIFFLAGS reads the name and the flags, both set above.
-    sys::check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &request) })?;
     Ok(())
 }

@@ -57,58 +57,16 @@ pub fn overlay() -> io::Result<()> {
     mount("overlay", NEW_ROOT, "overlay", 0, options)
 }
 
-/// Makes the overlay the root and mounts the kernel's file systems in it. Returns agentd's own
-/// hold on /proc and on the cgroup tree, which the workload cannot unmount.
-pub fn enter() -> io::Result<(OwnedFd, Option<OwnedFd>)> {
-    let quiet = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
-    let shared = libc::MS_NOSUID | libc::MS_NODEV;
-    for name in ["/dev", "/proc", "/sys"] {
+/// Makes the overlay the root, with the file systems that were mounted at boot in it. Returns
+/// agentd's own hold on /proc, which the workload cannot unmount.
+pub fn enter() -> io::Result<OwnedFd> {
+    for name in ["/dev", "/proc", "/sys", "/tmp"] {
         let target = format!("{NEW_ROOT}{name}");
         create_directory(&target, 0o755)?;
         move_mount(name, &target)?;
     }
     change_root(NEW_ROOT)?;
-    create_directory("/tmp", 0o1777)?;
-    mount("tmpfs", "/tmp", "tmpfs", shared, "mode=1777,size=50%")?;
-    create_directory("/dev/pts", 0o755)?;
-    mount(
-        "devpts",
-        "/dev/pts",
-        "devpts",
-        libc::MS_NOSUID | libc::MS_NOEXEC,
-        "newinstance,ptmxmode=0666,mode=620,gid=5",
-    )?;
-    create_directory("/dev/shm", 0o1777)?;
-    mount("tmpfs", "/dev/shm", "tmpfs", shared, "mode=1777,size=50%")?;
-    create_directory("/dev/mqueue", 0o1777)?;
-    optional(mount("mqueue", "/dev/mqueue", "mqueue", quiet, ""))?;
-    for (name, target) in [
-        ("/dev/fd", "/proc/self/fd"),
-        ("/dev/stdin", "/proc/self/fd/0"),
-        ("/dev/stdout", "/proc/self/fd/1"),
-        ("/dev/stderr", "/proc/self/fd/2"),
-    ] {
-        std::os::unix::fs::symlink(target, name)?;
-    }
-    let proc = fd::open(c"/proc", libc::O_PATH | libc::O_DIRECTORY)?;
-    let options = "nsdelegate,memory_recursiveprot";
-    optional(mount(
-        "cgroup2",
-        "/sys/fs/cgroup",
-        "cgroup2",
-        quiet,
-        options,
-    ))?;
-    let cgroup = fd::open(c"/sys/fs/cgroup", libc::O_RDONLY | libc::O_DIRECTORY).ok();
-    Ok((proc, cgroup))
-}
-
-/// A file system that a kernel may have been built without.
-fn optional(result: io::Result<()>) -> io::Result<()> {
-    match result {
-        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(()),
-        other => other,
-    }
+    fd::open(c"/proc", libc::O_PATH | libc::O_DIRECTORY)
 }
 
 /// Makes sure that there is a directory at `path`. What an image has in its place (a file, a

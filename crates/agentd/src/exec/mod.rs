@@ -8,7 +8,7 @@ mod users;
 
 use crate::channel::Map;
 use crate::context::Context;
-use crate::sys::process;
+use crate::sys::{describe, process};
 use request::{Rejected, Request};
 use running::Exec;
 use spawn::{Report, Stage};
@@ -64,7 +64,7 @@ pub fn open(context: &mut Context, stream: u32, request: &Map) -> Option<Exec> {
 
 fn start(context: &mut Context, stream: u32, request: &Map) -> Result<Exec, Refusal> {
     let mut request = Request::parse(request)?;
-    let Some(world) = &mut context.world else {
+    let Some(world) = &context.world else {
         return Err(Refusal::new("not_configured", "`configure` comes first"));
     };
     let identity = Accounts::read()
@@ -74,11 +74,11 @@ fn start(context: &mut Context, stream: u32, request: &Map) -> Result<Exec, Refu
     let failed = |what: &'static str| {
         move |error: std::io::Error| Refusal {
             kind: "exec_failed",
-            message: format!("{what}: {error}"),
+            message: format!("{what}: {}", describe(&error)),
             errno: error.raw_os_error(),
         }
     };
-    let cgroup = match &mut world.cgroups {
+    let cgroup = match &mut context.cgroups {
         Some(cgroups) => Some(cgroups.create().map_err(failed("control group"))?),
         None => None,
     };
@@ -96,7 +96,7 @@ fn start(context: &mut Context, stream: u32, request: &Map) -> Result<Exec, Refu
             Ok(exec)
         }
         Err(error) => {
-            if let (Some(cgroups), Some(cgroup)) = (&mut world.cgroups, cgroup) {
+            if let (Some(cgroups), Some(cgroup)) = (&mut context.cgroups, cgroup) {
                 cgroups.retire(cgroup);
             }
             Err(failed("starting a process")(error))
@@ -106,7 +106,7 @@ fn start(context: &mut Context, stream: u32, request: &Map) -> Result<Exec, Refu
 
 /// Turns a child's report into the error of its stream.
 fn explain(report: Report, program: &str, cwd: &str) -> Refusal {
-    let reason = std::io::Error::from_raw_os_error(report.errno);
+    let reason = describe(&std::io::Error::from_raw_os_error(report.errno));
     let (kind, message) = match (report.stage, report.errno) {
         (Stage::Directory, _) => ("bad_cwd", format!("{cwd}: {reason}")),
         (Stage::Setup, _) => ("exec_failed", format!("preparing the process: {reason}")),

@@ -60,6 +60,9 @@ impl Report {
     }
 }
 
+/// agentd's own standard input is /dev/null, opened when nobody could have removed it yet.
+const NULL: RawFd = libc::STDIN_FILENO;
+
 /// Everything the child reads, in the form in which the kernel wants it.
 struct Plan<'a> {
     argv: Vec<*const libc::c_char>,
@@ -83,12 +86,8 @@ pub fn spawn(
     proc: &OwnedFd,
 ) -> io::Result<Spawned> {
     let (report, report_end) = fd::pipe()?;
-    let (stdin_end, stdin) = if request.stdin {
-        let (read, write) = fd::pipe()?;
-        (read, Some(write))
-    } else {
-        (fd::open(c"/dev/null", libc::O_RDONLY)?, None)
-    };
+    let stdin_pipe = request.stdin.then(fd::pipe).transpose()?;
+    let (stdin_end, stdin) = stdin_pipe.unzip();
     let (stdout, stdout_end) = fd::pipe()?;
     let (stderr, stderr_end) = fd::pipe()?;
     for ours in [&report, &stdout, &stderr].into_iter().chain(&stdin) {
@@ -102,7 +101,7 @@ pub fn spawn(
         identity,
         rlimits: &request.rlimits,
         stdio: [
-            stdin_end.as_raw_fd(),
+            stdin_end.as_ref().map_or(NULL, AsRawFd::as_raw_fd),
             stdout_end.as_raw_fd(),
             stderr_end.as_raw_fd(),
         ],

@@ -80,6 +80,12 @@ pub fn write(fd: impl AsFd, bytes: &[u8]) -> Moved {
     }))
 }
 
+/// Lets a pipe hold more. What is refused (a limit of the kernel) leaves it as it is.
+pub fn grow_pipe(fd: impl AsFd, size: libc::c_int) {
+    // SAFETY: F_SETPIPE_SZ takes an int; the descriptor is open for the borrow.
+    unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), libc::F_SETPIPE_SZ, size) };
+}
+
 /// Bytes that wait in a pipe.
 pub fn waiting(fd: impl AsFd) -> usize {
     let mut count: libc::c_int = 0;

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import queue
-import signal
 import stat
 import sys
 import threading
@@ -41,8 +40,9 @@ async def _until_signal(main: Callable[[], Awaitable[int]]) -> int:
             received.append(number)
             task.cancel()
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in report.SIGNALS:
         loop.add_signal_handler(number, on_signal, number)
+    report.release_signals()
     try:
         return await task
     except asyncio.CancelledError:

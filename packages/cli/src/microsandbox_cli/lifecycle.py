@@ -67,7 +67,7 @@ def list_sandboxes(*, running: bool, quiet: bool, as_json: bool) -> None:
     else:
         now = time.time()
         print_table(
-            ("NAME", "STATUS", "IMAGE", "CPUS", "MEMORY", "AGE"),
+            ("NAME", "STATUS", "IMAGE", "CPUS", "MEMORY", "ISOLATION", "AGE"),
             [
                 (
                     info.name,
@@ -75,6 +75,7 @@ def list_sandboxes(*, running: bool, quiet: bool, as_json: bool) -> None:
                     info.image,
                     str(info.cpus),
                     f"{info.memory_mib} MiB",
+                    info.isolation or "-",
                     age(now - info.created_at.timestamp()),
                 )
                 for info in found
@@ -110,4 +111,5 @@ def _plain(info: SandboxInfo) -> dict[str, object]:
         "created_at": info.created_at.isoformat(),
         "cpus": info.cpus,
         "memory_mib": info.memory_mib,
+        "isolation": info.isolation,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,20 @@ EXIT_NOT_FOUND = 127
 EXIT_INTERRUPTED = 130
 
 _level = "info"
+
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Those that end a command in good order."""
+
+
+def hold_signals() -> None:
+    """Let SIGNALS wait until `release_signals`."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+def release_signals() -> None:
+    """Let SIGNALS come, also those that waited."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def set_log_level(level: str) -> None:

@@ -130,6 +130,8 @@ def _begin(image: str, options: Options, *, attached: bool, ephemeral: bool) -> 
 
     with LoadProgress(quiet=options.quiet) as progress:
         found = _create.resolve_image(home, image, progress=progress)
+    # From here on a Ctrl-C waits until the event loop can take the sandbox down with it.
+    report.hold_signals()
     return _create.begin(
         home, found, config, shown_image=image, name=options.name, attached=attached, ephemeral=ephemeral
     )

@@ -51,7 +51,6 @@ async def wait_ready(pending: Pending) -> Ready:
     message = await receive(lifeline)
     if message is None:
         await asyncio.to_thread(wait_gone, pending.supervisor.pidfd)
-        pending.supervisor.reap()
         said = _last_words(pending)
         raise StartError(
             f"the supervisor of {pending.record.name!r} ended before the sandbox was up"
@@ -106,10 +105,10 @@ def supervisor_of(connection: socket.socket) -> int:
     return pidfd
 
 
-def terminate(pidfd: int) -> None:
+def terminate(pidfd: int, number: int = signal.SIGTERM) -> None:
     """Ask a supervisor to kill its VM and go; nothing happens if it has gone."""
     try:
-        signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+        signal.pidfd_send_signal(pidfd, number)
     except ProcessLookupError:
         pass  # that is what was wanted
 

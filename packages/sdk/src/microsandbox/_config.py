@@ -114,7 +114,7 @@ def parse_cpus(value: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"cpus: expected int, not {type(value).__name__}")
     if not 1 <= value <= 64:
-        raise ConfigError(f"cpus: {value} is not between 1 and 64")
+        raise ConfigError(f"cpus: {value} is not between 1 and 64", hint="for example: -c 2")
     return value
 
 
@@ -122,9 +122,15 @@ def check_env(env: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     """Environment variables as pairs. Raises `ConfigError` for names that cannot be set."""
     for name, value in env.items():
         if not name or "=" in name or "\0" in name:
-            raise ConfigError(f"env: {_shown(name)} cannot be the name of a variable")
+            raise ConfigError(
+                f"env: {_shown(name)} cannot be the name of a variable",
+                hint="a name is not empty and contains neither '=' nor a NUL byte",
+            )
         if "\0" in value:
-            raise ConfigError(f"env: the value of {name} contains a NUL byte")
+            raise ConfigError(
+                f"env: the value of {name} contains a NUL byte",
+                hint="a variable ends at its first NUL byte: encode the value, for example in base64",
+            )
     return tuple(env.items())
 
 

@@ -92,6 +92,8 @@ def begin(
         state.remove(identifier)
         directory.remove()
         raise
+    else:
+        _repair_quietly(home, state)
     finally:
         state.close()
     return Pending(home, record, config, image, directory, supervisor, attached, True, begun)
@@ -202,16 +204,28 @@ def reconcile(home: Path) -> list[tuple[Record, bool]]:
     """
     state = State(home)
     try:
-        found = []
-        for record in state.all():
-            directory = SandboxDirectory(home, record.id)
-            running = directory.is_running()
-            if record.ephemeral and not running:
-                directory.remove()
-                state.remove(record.id)
-                continue
-            found.append((record, running))
-        sweep(home, {record.id for record, _ in found})
-        return found
+        return _repair(home, state)
     finally:
         state.close()
+
+
+def _repair(home: Path, state: State) -> list[tuple[Record, bool]]:
+    found = []
+    for record in state.all():
+        directory = SandboxDirectory(home, record.id)
+        running = directory.is_running()
+        if record.ephemeral and not running:
+            directory.remove()
+            state.remove(record.id)
+            continue
+        found.append((record, running))
+    sweep(home, lambda identifier: state.find(identifier) is not None)
+    return found
+
+
+def _repair_quietly(home: Path, state: State) -> None:
+    """Put right what others' crashes have left, once our own sandbox is on its way."""
+    try:
+        _repair(home, state)
+    except (StateError, OSError):
+        pass  # `msb ls` meets it again and says it

@@ -1,7 +1,7 @@
 """A sandbox's directory and the lock that says whether it runs.
 
-`$MSB_HOME/sandboxes/<id>/` holds `lock`, `agent.sock`, `upper.ext4`, `console.log` and
-`supervisor.log`. The supervisor holds an exclusive flock on `lock` for as long as it lives; the
+`$MSB_HOME/sandboxes/<id>/` holds `lock`, `agent.sock`, `upper.ext4`, `isolation`, `console.log`
+and `supervisor.log`. The supervisor holds an exclusive flock on `lock` for as long as it lives; the
 kernel lets go of it however the supervisor ends.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -48,9 +48,21 @@ class SandboxDirectory:
         """What the supervisor had to say; empty in a normal life."""
         return self.path / "supervisor.log"
 
+    @property
+    def isolation_record(self) -> Path:
+        """The isolation that the sandbox got at its last start, as text."""
+        return self.path / "isolation"
+
+    def isolation(self) -> str | None:
+        """The isolation of the last start; None if it never came up."""
+        try:
+            return self.isolation_record.read_text() or None
+        except OSError:
+            return None
+
     def create(self) -> int:
         """Make the directory and return a descriptor that holds its lock. Raises `StateError`."""
-        with _guard(self.path.parent):
+        with _guard(self.path.parent, fcntl.LOCK_EX):
             try:
                 self.path.mkdir(mode=0o700)
             except OSError as error:
@@ -66,25 +78,40 @@ class SandboxDirectory:
 
     def try_lock(self) -> int | None:
         """The lock, as a descriptor, if no supervisor holds it; None if one does or it is gone."""
-        try:
-            descriptor = os.open(self.lock, os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:
+        if not self.path.parent.is_dir():
             return None
-        except OSError as error:
-            raise _state_error("open", self.lock, error) from error
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            return None
-        # It may have been removed between open and flock; then this is a lock on nothing.
-        if os.fstat(descriptor).st_nlink == 0:
-            os.close(descriptor)
-            return None
-        return descriptor
+        # Looking takes the lock for a moment. Without the guard a start that meets a look
+        # would take the sandbox for running.
+        with _guard(self.path.parent, fcntl.LOCK_EX):
+            try:
+                descriptor = os.open(self.lock, os.O_RDWR | os.O_CLOEXEC)
+            except FileNotFoundError:
+                return None
+            except OSError as error:
+                raise _state_error("open", self.lock, error) from error
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(descriptor)
+                return None
+            # It may have been removed between open and flock; then this is a lock on nothing.
+            if os.fstat(descriptor).st_nlink == 0:
+                os.close(descriptor)
+                return None
+            return descriptor
 
     def is_running(self) -> bool:
         """Whether a supervisor holds the lock."""
+        if not self.path.is_dir():
+            return False
+        try:
+            with _guard(self.path.parent, fcntl.LOCK_SH):
+                return self._is_locked()
+        except StateError:
+            return False  # no guard can be had: then nobody could have started anything either
+
+    def _is_locked(self) -> bool:
+        """`is_running` for who holds the guard."""
         try:
             descriptor = os.open(self.lock, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
@@ -111,34 +138,38 @@ class SandboxDirectory:
             raise _state_error("remove", self.path, error) from error
 
 
-def sweep(home: Path, known: set[str]) -> None:
-    """Remove the directories that no running sandbox and no record in `known` (ids) owns."""
+def sweep(home: Path, is_known: Callable[[str], bool]) -> None:
+    """Remove the directories that do not belong to a running sandbox or to a record.
+
+    `is_known` tells whether there is a record of an id. It is asked after the lock was found free: a
+    creator lets go of the lock only when its record is there, so what then has none never will.
+    """
     parent = home / "sandboxes"
     if not parent.is_dir():
         return
-    with _guard(parent):
+    with _guard(parent, fcntl.LOCK_EX):
         for name in _names(parent):
-            if name in known or name.startswith("."):
-                continue
             directory = SandboxDirectory(home, name)
-            if not directory.path.is_dir() or directory.is_running():
+            if name.startswith(".") or not directory.path.is_dir():
                 continue
-            directory.remove()
+            if not directory._is_locked() and not is_known(name):
+                directory.remove()
 
 
 @contextmanager
-def _guard(parent: Path) -> Iterator[None]:
-    """Keep creators and sweepers of sandbox directories apart.
+def _guard(parent: Path, kind: int) -> Iterator[None]:
+    """Keep creators, starters and sweepers of sandboxes apart, and those who look from all of them.
 
     Between making a directory and locking it a new sandbox looks just like a leftover.
     """
     try:
         parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(parent / ".guard", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        # Read-only is enough for flock, and works where nothing can be written.
+        descriptor = os.open(parent / ".guard", os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise _state_error("create", parent, error) from error
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        fcntl.flock(descriptor, kind)
         yield
     finally:
         os.close(descriptor)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping, Sequence
+import signal
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -21,7 +22,7 @@ from microsandbox import _attach, _config, _create
 from microsandbox._create import Pending
 from microsandbox._directory import SandboxDirectory
 from microsandbox._state import Record
-from microsandbox.errors import ConfigError, NotRunning, StillRunning
+from microsandbox.errors import ConfigError, MicrosandboxError, NotRunning, StillRunning
 from microsandbox.execution import ExecHandle, ExecOutput, Stdin, start_command
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ class SandboxInfo:
     created_at: datetime
     cpus: int
     memory_mib: int
+    isolation: str | None
+    """What it got at its last start, ``kvm`` or ``emulated``; None if it never came up."""
 
 
 class Sandbox:
@@ -139,14 +142,13 @@ class Sandbox:
                 ephemeral=(name is None and not detached) if ephemeral is None else ephemeral,
             )
 
-        return await cls.adopt(await asyncio.to_thread(begin))
+        return await cls.adopt(await _begun(begin))
 
     @classmethod
     async def start(cls, name: str, *, detached: bool = True) -> Self:
         """Start a stopped sandbox. Raises `SandboxNotFound`, `StillRunning`, `StartError`."""
         home = environment.home()
-        pending = await asyncio.to_thread(_create.begin_again, home, name, attached=not detached)
-        return await cls.adopt(pending)
+        return await cls.adopt(await _begun(lambda: _create.begin_again(home, name, attached=not detached)))
 
     @classmethod
     async def adopt(cls, pending: Pending) -> Self:
@@ -214,8 +216,8 @@ class Sandbox:
 
     @property
     def isolation(self) -> str | None:
-        """``kvm`` or ``emulated``; None for a sandbox that someone else started."""
-        return None if self.ready is None else self.ready.isolation
+        """``kvm`` or ``emulated``: what this sandbox really got."""
+        return SandboxDirectory(self._home, self._record.id).isolation()
 
     @property
     def created_at(self) -> datetime:
@@ -428,6 +430,7 @@ def list_sandboxes(home: Path) -> list[SandboxInfo]:
                 created_at=_time(record),
                 cpus=config.cpus,
                 memory_mib=config.memory_mib,
+                isolation=SandboxDirectory(home, record.id).isolation(),
             )
         )
     return found
@@ -446,11 +449,28 @@ async def _connect(directory: SandboxDirectory, name: str) -> AgentClient:
         ) from error
 
 
+async def _begun(begin: Callable[[], Pending]) -> Pending:
+    """`begin` on a thread. When the caller is cancelled meanwhile, what it has begun is ended."""
+    began = asyncio.ensure_future(asyncio.to_thread(begin))
+    try:
+        return await asyncio.shield(began)
+    except asyncio.CancelledError:
+        # A thread cannot be cancelled: without this nobody would know of the sandbox it goes on to make.
+        try:
+            pending = await began
+        except MicrosandboxError:
+            pass  # nothing was begun
+        else:
+            await _abandon(pending)
+        raise
+
+
 async def _abandon(pending: Pending) -> None:
     """A start that failed or was given up: wait for the supervisor to clean up, then look after it."""
     pending.supervisor.close()
     _attach.terminate(pending.supervisor.pidfd)
-    await asyncio.shield(asyncio.to_thread(_attach.wait_gone, pending.supervisor.pidfd, 5))
+    if not await asyncio.shield(asyncio.to_thread(_attach.wait_gone, pending.supervisor.pidfd, 5)):
+        _attach.terminate(pending.supervisor.pidfd, signal.SIGKILL)
     pending.supervisor.reap()
     if pending.record.ephemeral or pending.fresh:
         await asyncio.shield(asyncio.to_thread(_create.forget_quietly, pending.home, pending.record))

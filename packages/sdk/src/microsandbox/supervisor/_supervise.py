@@ -98,6 +98,8 @@ class Supervision:
         )
         vm = driver.start(spec)
         self._mark("spawn")
+        # What the sandbox really gets, for everyone who asks later: the choice may differ at the next start.
+        self._directory.isolation_record.write_text(vm.isolation)
         return vm
 
     def _serve(self, vm: Vm) -> None:
