@@ -136,16 +136,25 @@ pub struct Sparse {
 
 impl Sparse {
     /// `extents` are sorted, do not overlap and end within `size`. Chunks are as large as makes the sum of
-    /// table and padding smallest.
-    pub fn new(size: u64, extents: &[Extent], first_block: u32) -> Result<Self> {
+    /// table and padding smallest; a table is held in memory and padding is mostly holes, so it counts more.
+    /// `hold` is told what the table costs before it exists.
+    pub fn new(
+        size: u64,
+        extents: &[Extent],
+        first_block: u32,
+        hold: impl FnOnce(u64) -> Result<()>,
+    ) -> Result<Self> {
+        const TABLE_WEIGHT: u64 = 64;
+        const ENTRY: u64 = std::mem::size_of::<Option<Address>>() as u64;
         let bits = (0..=crate::erofs::format::CHUNK_BITS_MAX)
             .min_by_key(|&bits| {
                 let chunk = (BLOCK as u64) << bits;
-                let table = size.div_ceil(chunk).saturating_mul(8);
+                let table = size.div_ceil(chunk).saturating_mul(8 * TABLE_WEIGHT);
                 table.saturating_add(stored_chunks(extents, chunk).saturating_mul(chunk))
             })
             .unwrap_or(0);
         let chunk = (BLOCK as u64) << bits;
+        hold(size.div_ceil(chunk).saturating_mul(ENTRY))?;
         let count = usize::try_from(size.div_ceil(chunk))
             .map_err(|_| Error::new(Code::TooLarge, "sparse file is too large"))?;
         let mut table = vec![None; count];
@@ -170,11 +179,6 @@ impl Sparse {
             table,
             at: 0,
         })
-    }
-
-    /// What the table costs in memory.
-    pub fn cost(&self) -> u64 {
-        self.table.len() as u64 * 12
     }
 
     /// Write zeros for the stored parts between here and logical offset `to`.

@@ -137,8 +137,7 @@ impl Layer<'_> {
                 }
             }
             Some(extents) => {
-                let mut sparse = Sparse::new(size, extents, start)?;
-                self.tree.hold(sparse.cost())?;
+                let mut sparse = Sparse::new(size, extents, start, |cost| self.tree.hold(cost))?;
                 for extent in extents {
                     let mut left = extent.len;
                     while left > 0 {
@@ -305,6 +304,35 @@ mod tests {
             Some(Code::Unsupported)
         );
         assert_eq!(refused(&[entry(b'2', b"f", b"", b"")]), Some(Code::BadLink));
+    }
+
+    #[test]
+    fn chains_of_extended_headers_add_up() {
+        let chain = |kind: u8| -> Vec<Vec<u8>> {
+            let mut one = pax(&[("comment", &[b'c'; 40_000])]);
+            one[156] = kind;
+            seal(&mut one);
+            let mut all = vec![one; 30];
+            all.push(file(b"f", b""));
+            all
+        };
+        assert_eq!(refused(&chain(b'x')), Some(Code::HeaderTooLarge));
+        assert_eq!(refused(&chain(b'g')), Some(Code::HeaderTooLarge));
+        let mut global = pax(&[("SCHILY.xattr.user.a", b"1")]);
+        global[156] = b'g';
+        seal(&mut global);
+        assert_eq!(refused(&[global, file(b"f", b"")]), Some(Code::Unsupported));
+    }
+
+    #[test]
+    fn a_small_sparse_file_of_a_terabyte_costs_little() {
+        let sparse = pax(&[
+            ("GNU.sparse.size", b"1099511627776"),
+            ("GNU.sparse.map", b"549755813888,1"),
+        ]);
+        let image = layer(&[sparse, file(b"f", b"x")]).unwrap();
+        let first = crate::erofs::read::first_block(&image).unwrap();
+        assert!(first.blocks - first.metadata_start < 1000, "{first:?}");
     }
 
     #[test]

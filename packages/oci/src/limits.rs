@@ -17,7 +17,7 @@ pub struct Limits {
     pub max_path: u64,
     /// Bytes of all extended attributes of one entry.
     pub max_xattrs: u64,
-    /// Bytes of one PAX or GNU long-name record.
+    /// Bytes of all PAX and GNU long-name records of one entry, or of its sparse map.
     pub max_header: u64,
     /// Bytes of everything that is held in memory until the end.
     pub max_metadata: u64,

@@ -294,8 +294,7 @@ impl Packer<'_> {
                 })
             }
             _ => {
-                let mut sparse = Sparse::new(size, &extents, start)?;
-                self.tree.hold(sparse.cost())?;
+                let mut sparse = Sparse::new(size, &extents, start, |cost| self.tree.hold(cost))?;
                 for &extent in &extents {
                     self.copy(&file, extent, Some(&mut sparse))?;
                 }

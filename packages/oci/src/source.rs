@@ -22,26 +22,26 @@ pub type Observer<'a> = dyn FnMut(u64) -> bool + 'a;
 /// Asks an [`Observer`], but not too often.
 pub struct Watch<'a> {
     observer: &'a mut Observer<'a>,
-    last: Instant,
+    last: Option<Instant>,
 }
 
 impl<'a> Watch<'a> {
     pub fn new(observer: &'a mut Observer<'a>) -> Self {
         Watch {
             observer,
-            last: Instant::now(),
+            last: None,
         }
     }
 
     pub fn check(&mut self, bytes: u64) -> Result<()> {
-        if self.last.elapsed() < INTERVAL {
+        if self.last.is_some_and(|last| last.elapsed() < INTERVAL) {
             return Ok(());
         }
         self.now(bytes)
     }
 
     pub fn now(&mut self, bytes: u64) -> Result<()> {
-        self.last = Instant::now();
+        self.last = Some(Instant::now());
         if (self.observer)(bytes) {
             Ok(())
         } else {
@@ -295,7 +295,7 @@ fn produce<R: Read>(
         Compression::Zstd => {
             let input = BufReader::with_capacity(CHUNK, start.chain(&mut *counted));
             let mut decoder = zstd::stream::read::Decoder::with_buffer(input)?;
-            decoder.window_log_max(limits.max_window_log.min(31) as u32)?;
+            decoder.window_log_max(limits.max_window_log.clamp(10, 31) as u32)?;
             pump(&mut decoder, limits, chunks, spent, |decoder| {
                 let (_, counted) = decoder.get_mut().get_mut().get_mut();
                 (counted.bytes, counted.watch.check(counted.bytes))

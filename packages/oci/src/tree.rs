@@ -215,10 +215,6 @@ impl Tree {
     pub fn push(&mut self, node: Node) -> Result<Id> {
         let extra = match &node.kind {
             Kind::Symlink(text) | Kind::HardLink(text) => text.len() as u64,
-            Kind::File {
-                blocks: Blocks::Chunks { table, .. },
-                ..
-            } => 12 * table.len() as u64,
             _ => 0,
         };
         self.hold(NODE_COST + extra)?;

@@ -177,9 +177,10 @@ def test_a_pipe_is_converted_while_it_fills(tmp_path: Path) -> None:
 
 def test_ctrl_c_ends_a_conversion_that_waits(tmp_path: Path) -> None:
     reader, writer = os.pipe()
+    os.write(writer, b"\0" * 512)
     waiting = threading.Thread(target=lambda: os.kill(os.getpid(), signal.SIGINT))
-    with (tmp_path / "out").open("wb+") as out, pytest.raises(KeyboardInterrupt):
-        os.write(writer, b"\0" * 512)
+    # The signal may arrive before the conversion has begun; both ways it must end the call.
+    with (tmp_path / "out").open("wb+") as out, pytest.raises(KeyboardInterrupt):  # noqa: PT012
         waiting.start()
         native.convert_layer(reader, out.fileno())
     waiting.join()
@@ -295,6 +296,24 @@ def test_packing_skips_sockets_and_keeps_wh_names(tmp_path: Path) -> None:
     assert b"kept" in (tmp_path / "image").read_bytes()
 
 
+def test_packing_notices_changes(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    (root / "d").mkdir(parents=True)
+    (root / "d/f").write_bytes(b"1")
+
+    def progress(_: int) -> None:
+        (root / "new").touch()
+
+    with (tmp_path / "image").open("wb+") as out, pytest.raises(native.LayerError) as caught:
+        native.pack_directory(os.fsencode(root), out.fileno(), progress=progress)
+    assert caught.value.code == "changed"
+
+
+def test_an_empty_stream_is_an_empty_layer(tmp_path: Path) -> None:
+    assert convert(b"", tmp_path / "out").entries == 0
+    assert convert(bytes(1024), tmp_path / "out2").entries == 0
+
+
 def test_packing_what_is_not_there(tmp_path: Path) -> None:
     with (tmp_path / "image").open("wb+") as out, pytest.raises(FileNotFoundError):
         native.pack_directory(os.fsencode(tmp_path / "missing"), out.fileno())
@@ -306,5 +325,3 @@ def test_the_interface_file_is_complete() -> None:
     for name in dir(native):
         if not name.startswith("__") or name == "__version__":
             assert f" {name}" in stub or f"\n{name}" in stub, name
-
-

@@ -5,6 +5,7 @@ import random
 import shutil
 import stat
 import subprocess
+import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -88,9 +89,9 @@ def snapshot(root: Path) -> dict[bytes, tuple[object, ...]]:
             with open(path, "rb") as file:  # noqa: PTH123 - the path is bytes
                 content = file.read()
         elif kind == stat.S_IFLNK:
-            content = os.readlink(path)
+            content = os.readlink(path)  # noqa: PTH115 - the path is bytes
         elif kind == stat.S_IFDIR:
-            pending += [relative + b"/" + name for name in os.listdir(path)]
+            pending += [relative + b"/" + name for name in os.listdir(path)]  # noqa: PTH208 - likewise
         if kind != stat.S_IFDIR:
             groups.setdefault(info.st_ino, []).append(relative)
         attributes = {
@@ -170,7 +171,13 @@ def make_tree(root: Path) -> None:
     os.setxattr(root / "setuid", "user.comment", b"some \0 bytes")
     os.setxattr(root / "setuid", "user.empty", b"")
     os.setxattr(root / "sizes", "user.on-directory", b"v" * 1000)
-    times = {"sizes": 1_234_567_890_123_456_789, "link": 1, "hard-1": -5_500_000_001, "many": 0, "fifo": 10**18}
+    times = {
+        "sizes": 1_234_567_890_123_456_789,
+        "link": 1,
+        "hard-1": -5_500_000_001,
+        "many": 0,
+        "fifo": 10**18,
+    }
     if os.geteuid() == 0:
         os.mknod(root / "null", 0o666 | stat.S_IFCHR, os.makedev(1, 3))
         os.mknod(root / "disk", 0o660 | stat.S_IFBLK, os.makedev(259, 70_000))
@@ -181,7 +188,7 @@ def make_tree(root: Path) -> None:
         os.setxattr(root / "sizes/of-1", "trusted.note", b"kept")
         os.setxattr(root / "link", "trusted.on-link", b"kept", follow_symlinks=False)
         acl = bytes.fromhex(
-            "02000000" "01000600ffffffff" "0200060001000000" "04000400ffffffff" "10000600ffffffff" "20000400ffffffff"
+            "0200000001000600ffffffff020006000100000004000400ffffffff10000600ffffffff20000400ffffffff"
         )
         os.setxattr(root / "sizes/of-4095", "system.posix_acl_access", acl)
     for name, mtime in times.items():
@@ -239,6 +246,27 @@ def test_a_mounted_image_is_what_tar_extracts(form: str, tree: Path, tmp_path: P
     for image in (layer, concatenate([meta, layer], tmp_path / "disk")):
         with mounted(image, tmp_path / "mnt") as mnt:
             assert_same(mnt, extracted)
+
+
+@pytest.mark.root
+@needs_root
+def test_attributes_larger_than_a_block(tmp_path: Path) -> None:
+    big = {f"trusted.big-{size}": "v" * size for size in (3000, 4096, 50_000)}
+    tar, layer, meta = tmp_path / "layer.tar", tmp_path / "layer.erofs", tmp_path / "fsmeta.erofs"
+    with tarfile.open(tar, "w", format=tarfile.PAX_FORMAT) as archive:
+        for kind, name in ((tarfile.REGTYPE, "file"), (tarfile.DIRTYPE, "dir"), (tarfile.SYMTYPE, "link")):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "t" * 3000 if kind == tarfile.SYMTYPE else ""
+            info.pax_headers = {f"SCHILY.xattr.{key}": value for key, value in big.items()}
+            archive.addfile(info)
+    convert(tar, layer)
+    merge([layer], meta)
+    fsck(layer)
+    with mounted(concatenate([meta, layer], tmp_path / "disk"), tmp_path / "mnt") as mnt:
+        for name in ("file", "dir", "link"):
+            for key, value in big.items():
+                assert os.getxattr(mnt / name, key, follow_symlinks=False) == value.encode(), (name, key)
+        assert (mnt / "link").readlink() == Path("t" * 3000)
 
 
 @pytest.mark.root
@@ -302,7 +330,16 @@ def layered(tmp_path: Path) -> list[Path]:
             scratch.mkdir()
             write(scratch / "renamed-from", b"")
             (scratch / "renamed-to").hardlink_to(scratch / "renamed-from")
-            run("tar", "--format=posix", "-C", scratch, "-cf", tmp_path / "link.tar", "renamed-from", "renamed-to")
+            run(
+                "tar",
+                "--format=posix",
+                "-C",
+                scratch,
+                "-cf",
+                tmp_path / "link.tar",
+                "renamed-from",
+                "renamed-to",
+            )
             run("tar", "--delete", "-f", tmp_path / "link.tar", "renamed-from")
             run("tar", "-A", "-f", tar, tmp_path / "link.tar")
         layer = tmp_path / f"step-{number}.erofs"

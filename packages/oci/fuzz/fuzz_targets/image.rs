@@ -26,7 +26,11 @@ fuzz_target!(|data: &[u8]| {
     let blocks = (area.len() / BLOCK) as u32;
     let merged = control[1] & 1 == 1;
     let first = FirstBlock {
-        kind: if merged { ImageKind::Merged } else { ImageKind::Layer },
+        kind: if merged {
+            ImageKind::Merged
+        } else {
+            ImageKind::Layer
+        },
         blocks: start + blocks,
         root_nid: u16::from(control[2]),
         inodes: u64::from(control[3]),
@@ -47,7 +51,9 @@ fuzz_target!(|data: &[u8]| {
     if image.tree().is_ok() && !merged {
         let out = memory();
         if merge::merge(&[file], &out, &mut |_| true).is_ok() {
-            Image::open(&out).and_then(|image| image.tree()).expect("merged");
+            Image::open(&out)
+                .and_then(|image| image.tree())
+                .expect("merged");
         }
     }
 });

@@ -18,6 +18,9 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+/// A sparse file can claim any size; this much memory is the most that its claim can take.
+const METADATA_MAX: usize = 4 << 30;
+
 fn corrupt(why: &str) -> Error {
     Error::new(Code::Corrupt, format!("image: {why}"))
 }
@@ -65,6 +68,9 @@ impl Image {
     pub fn open(file: &File) -> Result<Image> {
         let first = first_block(file)?;
         let blocks = (first.blocks - first.metadata_start) as usize;
+        if blocks > METADATA_MAX / BLOCK {
+            return Err(corrupt("more metadata than any image has"));
+        }
         let mut area = vec![0; blocks * BLOCK];
         file.read_exact_at(&mut area, u64::from(first.metadata_start) * BLOCK as u64)?;
         if Sha256::digest(&area)[..] != first.metadata_sha256 {

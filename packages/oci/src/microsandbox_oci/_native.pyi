@@ -46,7 +46,7 @@ DEFAULT_LIMITS: Mapping[str, int]
 - `ratio_floor`: uncompressed bytes that may be produced before `max_ratio` applies
 - `max_path`: bytes of one path or link target
 - `max_xattrs`: bytes of all extended attributes of one entry
-- `max_header`: bytes of one PAX or GNU long-name record
+- `max_header`: bytes of all PAX and GNU long-name records of one entry, or of its sparse map
 - `max_metadata`: bytes of all names, link targets, attributes and sparse maps together, as they are held
 - `max_window_log`: base-2 logarithm of the largest zstd window
 """
@@ -119,8 +119,8 @@ def convert_layer(
     The result's digests must be compared with the expected ones *before* the file is published.
     `limits` overrides keys of `DEFAULT_LIMITS`; an unknown key or a value that is not a whole number
     of at least 1 raises `ValueError`.
-    `progress` is called with the total number of bytes read from `source`, several times per second
-    and once at the end; an exception raised by it ends the conversion and propagates.
+    `progress` is called with the total number of bytes read from `source`: at the start, several times per
+    second, and at the end; an exception raised by it ends the conversion and propagates.
 
     Raises `LayerError`, `OSError`.
     """

@@ -54,6 +54,8 @@ pub struct Reader<R> {
     /// Bytes of the current entry's data that are still in the stream, and the padding behind them.
     left: u64,
     padding: u64,
+    /// Bytes of extended headers in front of the current entry.
+    extended: u64,
     done: bool,
 }
 
@@ -65,6 +67,7 @@ impl<R: BufRead> Reader<R> {
             globals: Pax::default(),
             left: 0,
             padding: 0,
+            extended: 0,
             done: false,
         }
     }
@@ -77,6 +80,7 @@ impl<R: BufRead> Reader<R> {
         self.skip()?;
         let mut pax = self.globals.clone();
         let (mut long_name, mut long_link) = (None, None);
+        self.extended = 0;
         loop {
             let Some(block) = self.block()? else {
                 // Writers that leave out the end marker exist; the layer's digest says if it is complete.
@@ -220,12 +224,14 @@ impl<R: BufRead> Reader<R> {
 
     /// The body of an extended header.
     fn record(&mut self, size: u64) -> Result<Vec<u8>> {
-        if size > self.limits.max_header {
+        // All of one entry's together: a chain of headers adds up in memory like a single one.
+        self.extended = self.extended.saturating_add(size);
+        if self.extended > self.limits.max_header {
             return Err(Error::new(
                 Code::HeaderTooLarge,
                 format!(
-                    "extended header of {size} bytes (limit {})",
-                    self.limits.max_header
+                    "extended headers of {} bytes (limit {})",
+                    self.extended, self.limits.max_header
                 ),
             ));
         }

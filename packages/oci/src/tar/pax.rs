@@ -66,6 +66,13 @@ impl Pax {
     }
 
     fn set(&mut self, key: &[u8], value: &[u8], global: bool) -> Result<()> {
+        if global && (key.starts_with(b"SCHILY.xattr.") || key.starts_with(b"LIBARCHIVE.xattr.")) {
+            // Nobody writes this, and it would multiply the attributes by the number of entries.
+            return Err(Error::new(
+                Code::Unsupported,
+                "extended attributes for all entries",
+            ));
+        }
         if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
             return xattr::insert(&mut self.xattrs, name, value);
         }
