@@ -137,12 +137,7 @@ async def running() -> None:
 
 async def throughput(sandbox: Sandbox) -> None:
     """Bytes through stdout against the same bytes through a pipe between two local processes."""
-    local = time.perf_counter()
-    with subprocess.Popen(["head", "-c", str(STREAM), "/dev/zero"], stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        while process.stdout.read(1 << 16):
-            pass
-    local = STREAM / (time.perf_counter() - local)
+    local = local_pipe()
     begun = time.perf_counter()
     handle = await sandbox.exec_stream("head", ["-c", str(STREAM), "/dev/zero"])
     received = 0
@@ -153,6 +148,16 @@ async def throughput(sandbox: Sandbox) -> None:
     figures.fact(
         "stdout", f"{rate / 1e6:9.0f} MB/s  {rate / local:.2f} x a local pipe ({local / 1e6:.0f} MB/s)"
     )
+
+
+def local_pipe() -> float:
+    """Bytes per second from another process through a pipe of this machine."""
+    begun = time.perf_counter()
+    with subprocess.Popen(["head", "-c", str(STREAM), "/dev/zero"], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        while process.stdout.read(1 << 16):
+            pass
+    return STREAM / (time.perf_counter() - begun)
 
 
 def memory(sandbox: Sandbox) -> None:

@@ -163,8 +163,9 @@ def vmdk_descriptor(extents: Sequence[tuple[str, int]]) -> str:
     """Text of a VMDK descriptor that concatenates flat files, given as (name, size in bytes).
 
     Names are used as they are: relative ones are looked up beside the descriptor. Extents are marked `RW`
-    since QEMU ignores others; open the drive read-only. Raises `ValueError` for a name that is empty, over 511
-    bytes or has a quotation mark or control character, and for a size that is not a positive multiple of 512.
+    since QEMU ignores others; open the drive read-only. Raises `ValueError` for a name that is empty, over
+    511 bytes or has a quotation mark or control character, and for a size that is not a positive multiple of
+    512.
     """
 
 def check_layer(fd: int) -> None:

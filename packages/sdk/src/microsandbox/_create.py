@@ -86,13 +86,21 @@ def begin(
         config.pack(),
     )  # fmt: skip
     try:
-        state.add(record)
-        supervisor = _launch(home, record, config, image, directory, lock, attached)
-    except BaseException:
-        state.remove(identifier)
-        directory.remove()
-        raise
-    else:
+        try:
+            state.add(record)
+        except BaseException:
+            try:
+                directory.remove()
+            finally:
+                os.close(lock)
+            raise
+        try:
+            supervisor = _launch(home, record, config, image, directory, lock, attached)
+        except BaseException:
+            # The directory first: a database that cannot be written now must not keep it.
+            directory.remove()
+            state.remove(identifier)
+            raise
         _repair_quietly(home, state)
     finally:
         state.close()

@@ -229,5 +229,5 @@ def _from_oci(error: Exception) -> MicrosandboxError:
     if isinstance(error, oci.ImageInvalid):
         return ImageInvalid(message, hint=hint, code=code)
     if isinstance(error, oci.StoreError):
-        return StateError(message, hint=hint, code=code)
+        return StateError(message, hint=hint or "check MSB_HOME, and its file system", code=code)
     return ImageError(message, hint=hint, code=code)
