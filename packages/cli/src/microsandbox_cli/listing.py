@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from microsandbox_cli.text import printable
+
 
 def print_json(value: Any) -> None:
     """Print a value as indented JSON with a final newline."""
@@ -15,7 +17,7 @@ def print_json(value: Any) -> None:
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print rows in columns, two spaces apart. Control characters are shown escaped."""
-    shown = [[_printable(cell) for cell in row] for row in (header, *rows)]
+    shown = [[printable(cell) for cell in row] for row in (header, *rows)]
     widths = [max(len(row[column]) for row in shown) for column in range(len(header))]
     for row in shown:
         line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
@@ -25,7 +27,7 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 def print_names(names: Sequence[str]) -> None:
     """Print one name a line."""
     for name in names:
-        sys.stdout.write(_printable(name) + "\n")
+        sys.stdout.write(printable(name) + "\n")
 
 
 def human_size(size: int) -> str:
@@ -44,7 +46,3 @@ def age(seconds: float) -> str:
         if seconds >= size:
             return f"{int(seconds // size)}{unit}"
     return f"{max(0, int(seconds))}s"
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from microsandbox_cli.text import printable
+
 EXIT_FAILED = 1
 """A listing or bulk command that did not fully succeed."""
 EXIT_USAGE = 2
@@ -43,19 +45,18 @@ def set_log_level(level: str) -> None:
 
 def error(message: str, hint: str | None = None) -> None:
     """Print an error, and what to do about it, to stderr."""
-    _stderr(f"error: {message}\n" + (f"hint: {hint}\n" if hint else ""))
+    _stderr(f"error: {printable(message)}\n" + (f"hint: {printable(hint)}\n" if hint else ""))
 
 
 def note(message: str) -> None:
     """Print a remark to stderr, unless only errors are wanted."""
     if _level != "error":
-        _stderr(message + "\n")
+        _stderr(printable(message, keep="\n") + "\n")
 
 
 def _stderr(text: str) -> None:
     try:
-        # Names and messages may hold bytes that are not text; they are shown escaped.
-        sys.stderr.write(text.encode("utf-8", "backslashreplace").decode("utf-8"))
+        sys.stderr.write(text)
         sys.stderr.flush()
     except (OSError, ValueError):
         pass  # nobody reads stderr any more, and there is no other place to say it
