@@ -4,6 +4,7 @@ use crate::blob::{Blob, Sparse};
 use crate::erofs::format;
 use crate::erofs::write::{self, Identity};
 use crate::error::{Code, Error, Result};
+use crate::follow::follow;
 use crate::limits::Limits;
 use crate::path::{components, marker, Marker};
 use crate::source::{self, Observer, Summary};
@@ -73,6 +74,8 @@ struct Layer<'a> {
 impl Layer<'_> {
     fn add<R: BufRead>(&mut self, entry: Entry, reader: &mut Reader<R>) -> Result<()> {
         let parts = components(&entry.path, self.limits.max_path)?;
+        let mut space = Vec::new();
+        let parts = self.follow(parts, &mut space)?;
         match marker(&parts)? {
             Marker::None => {}
             Marker::Ignored => return Ok(()),
@@ -87,6 +90,10 @@ impl Layer<'_> {
             if target.is_empty() {
                 return Err(Error::new(Code::BadLink, "hard link to a directory"));
             }
+            let mut space = Vec::new();
+            let target = self
+                .follow(target, &mut space)
+                .map_err(|error| link_error(error, "hard link target"))?;
             return self.tree.add_link(&parts, &target);
         }
         let xattrs = self.tree.intern(entry.xattrs)?;
@@ -107,6 +114,17 @@ impl Layer<'_> {
             EntryKind::HardLink => return Ok(()),
         };
         self.tree.add(&parts, Node { meta, xattrs, kind }).map(drop)
+    }
+
+    /// Where `parts` lead when links of this layer are followed. `space` holds the names if they differ.
+    fn follow<'p>(&self, parts: Vec<&'p [u8]>, space: &'p mut Vec<u8>) -> Result<Vec<&'p [u8]>> {
+        let max_path = self.limits.max_path;
+        let Some(path) = follow(&self.tree, &parts, max_path)? else {
+            return Ok(parts);
+        };
+        *space = path;
+        // Link targets are checked here for the first time: until now they were only text.
+        components(space, max_path).map_err(|error| link_error(error, "through a symbolic link"))
     }
 
     fn file<R: BufRead>(
@@ -256,6 +274,151 @@ mod tests {
         assert_eq!(all["/gone"], "Whiteout");
         assert!(all["/link"].starts_with("HardLink("));
         assert_eq!(all["/d"], "dir listed=false opaque=true");
+    }
+
+    /// What a layer of these entries holds, without its root.
+    fn held(entries: &[Vec<u8>]) -> Vec<(String, String)> {
+        let image = layer(entries).unwrap();
+        let all = outline(&open(&image), &[&image]);
+        all.into_iter().skip(1).collect()
+    }
+
+    fn symlink_to(name: &[u8], target: &[u8]) -> Vec<u8> {
+        entry(b'2', name, target, b"")
+    }
+
+    fn dir(name: &[u8]) -> Vec<u8> {
+        entry(b'5', name, b"", b"")
+    }
+
+    fn expect(entries: &[Vec<u8>], lines: &[(&str, &str)]) {
+        let lines: Vec<_> = lines
+            .iter()
+            .map(|&(path, line)| (path.to_owned(), line.to_owned()))
+            .collect();
+        assert_eq!(held(entries), lines);
+    }
+
+    fn link_line(target: &[u8]) -> String {
+        format!("{:?}", Kind::Symlink(target.into()))
+    }
+
+    #[test]
+    fn parents_that_are_links_of_the_layer_are_followed() {
+        expect(
+            &[
+                dir(b"usr/bin"),
+                symlink_to(b"bin", b"usr/bin"),
+                symlink_to(b"sbin", b"/bin"),
+                file(b"bin/sh", b"1"),
+                file(b"sbin/.wh.gone", b""),
+                dir(b"sbin/sub"),
+                entry(b'1', b"hard", b"sbin/sh", b""),
+                entry(b'1', b"sbin/lower", b"bin/missing", b""),
+                entry(b'1', b"link", b"bin", b""),
+            ],
+            &[
+                ("/bin", &link_line(b"usr/bin")),
+                ("/hard", "file \"1\""),
+                ("/link", &format!("{} = /bin", link_line(b"usr/bin"))),
+                ("/sbin", &link_line(b"/bin")),
+                ("/usr", "dir listed=false opaque=false"),
+                ("/usr/bin", "dir"),
+                ("/usr/bin/gone", "Whiteout"),
+                (
+                    "/usr/bin/lower",
+                    &format!("{:?}", Kind::HardLink(b"usr/bin/missing"[..].into())),
+                ),
+                ("/usr/bin/sh", "file \"1\" = /hard"),
+                ("/usr/bin/sub", "dir"),
+            ],
+        );
+    }
+
+    #[test]
+    fn an_opaque_marker_behind_a_link_is_about_its_target() {
+        expect(
+            &[
+                dir(b"t"),
+                symlink_to(b"l", b"t"),
+                file(b"l/.wh..wh..opq", b""),
+            ],
+            &[
+                ("/l", &link_line(b"t")),
+                ("/t", "dir listed=true opaque=true"),
+            ],
+        );
+    }
+
+    #[test]
+    fn a_link_to_what_the_layer_does_not_have_makes_parents_without_attributes() {
+        let late = [
+            symlink_to(b"bin", b"usr/bin"),
+            file(b"bin/sh", b"1"),
+            dir(b"usr/bin"),
+        ];
+        expect(
+            &late,
+            &[
+                ("/bin", &link_line(b"usr/bin")),
+                ("/usr", "dir listed=false opaque=false"),
+                ("/usr/bin", "dir"),
+                ("/usr/bin/sh", "file \"1\""),
+            ],
+        );
+        expect(
+            &late[..2],
+            &[
+                ("/bin", &link_line(b"usr/bin")),
+                ("/usr", "dir listed=false opaque=false"),
+                ("/usr/bin", "dir listed=false opaque=false"),
+                ("/usr/bin/sh", "file \"1\""),
+            ],
+        );
+    }
+
+    #[test]
+    fn an_entry_replaces_a_link_of_its_own_name() {
+        expect(
+            &[
+                dir(b"t"),
+                symlink_to(b"a", b"t"),
+                symlink_to(b"b", b"t"),
+                symlink_to(b"c", b"t"),
+                dir(b"a"),
+                file(b"b", b"1"),
+                file(b"c/x", b"2"),
+                dir(b"c"),
+                file(b"c/y", b"3"),
+            ],
+            &[
+                ("/a", "dir listed=true opaque=true"),
+                ("/b", "file \"1\""),
+                ("/c", "dir listed=true opaque=true"),
+                ("/c/y", "file \"3\""),
+                ("/t", "dir"),
+                ("/t/x", "file \"2\""),
+            ],
+        );
+    }
+
+    #[test]
+    fn names_that_links_lead_to_are_checked() {
+        let through = |target: &[u8]| {
+            let name = pax(&[("linkpath", target)]);
+            refused(&[name, symlink_to(b"l", b"ignored"), file(b"l/name", b"")])
+        };
+        assert_eq!(through(b"l"), Some(Code::BadPath));
+        assert_eq!(through(b".wh.a"), Some(Code::BadPath));
+        assert_eq!(through(&[b'a'; 256]), Some(Code::PathTooLong));
+        assert_eq!(through(&b"a/".repeat(2047)), Some(Code::PathTooLong));
+        assert_eq!(through(b"../../etc"), None);
+        let circle = [
+            symlink_to(b"a", b"b"),
+            symlink_to(b"b", b"a"),
+            entry(b'1', b"h", b"a/x", b""),
+        ];
+        assert_eq!(refused(&circle), Some(Code::BadPath));
     }
 
     #[test]
@@ -413,11 +576,16 @@ mod tests {
             1..4,
         )
         .prop_map(|parts| parts.join("/").into_bytes());
-        let kind = proptest::sample::select(&b"0012345566"[..]);
+        // Enough links that entries often lie behind them.
+        let kind = proptest::sample::select(&b"00122234556"[..]);
+        let link = prop_oneof![
+            name.clone(),
+            "/?(a|b|\\.\\.)(/(a|b|\\.\\.)){0,2}".prop_map(String::into_bytes),
+        ];
         (
             kind,
-            name.clone(),
             name,
+            link,
             proptest::collection::vec(any::<u8>(), 0..9000),
         )
             .prop_map(|(kind, name, link, data)| match kind {

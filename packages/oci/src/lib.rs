@@ -1,8 +1,8 @@
 //! Native half of `microsandbox_oci`: tar streams and directories in, EROFS images out.
 //!
-//! The way of a layer: [`source`] decompresses and hashes, [`tar`] parses, [`tree`] keeps the names and
-//! attributes, [`blob`] takes file contents as they come, and [`erofs`] writes the metadata behind them.
-//! [`merge`] reads the metadata of several layers back and writes one that points into all of them.
+//! The way of a layer: [`source`] decompresses and hashes, [`tar`] parses, [`follow`] finds where an entry
+//! belongs, [`tree`] keeps the names and attributes, [`blob`] takes file contents as they come, and
+//! [`erofs`] writes the metadata behind them. [`merge`] reads the metadata of several layers back and writes one that points into all of them.
 
 pub mod blob;
 pub mod check;
@@ -10,6 +10,7 @@ pub mod convert;
 pub mod erofs;
 pub mod error;
 pub mod fingerprint;
+pub mod follow;
 pub mod limits;
 pub mod merge;
 pub mod pack;

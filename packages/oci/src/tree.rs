@@ -261,8 +261,8 @@ impl Tree {
 
     /// The directory that holds the last of `parts`, made where it is missing.
     ///
-    /// A parent that this layer had as anything but a directory, a symbolic link included, becomes an
-    /// empty directory: nothing is ever reached through a link (O02).
+    /// A parent that this layer had as anything but a directory becomes an empty directory. The tree itself
+    /// reaches nothing through a symbolic link (O02): [`crate::follow`] has resolved those of tar entries.
     pub fn parent_of(&mut self, parts: &[&[u8]]) -> Result<Id> {
         let mut at = ROOT;
         for name in &parts[..parts.len().saturating_sub(1)] {

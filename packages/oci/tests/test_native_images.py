@@ -1,5 +1,6 @@
 """Every image that the Rust half writes, against fsck.erofs, the kernel and GNU tar."""
 
+import io
 import os
 import random
 import shutil
@@ -246,6 +247,142 @@ def test_a_mounted_image_is_what_tar_extracts(form: str, tree: Path, tmp_path: P
     for image in (layer, concatenate([meta, layer], tmp_path / "disk")):
         with mounted(image, tmp_path / "mnt") as mnt:
             assert_same(mnt, extracted)
+
+
+def linked_layer(out: Path, *, relative: bool) -> Path:
+    """A layer whose entries lie behind links that it has itself, as of a merged ``/usr``."""
+
+    def to(path: str) -> str:
+        return path if relative else f"/{path}"
+
+    links = {
+        "bin": to("usr/bin"),
+        "lib64": to("usr/lib64"),
+        "usr/lib64": "lib" if relative else "/usr/./lib//",
+        "sbin": to("bin"),
+        "usr/local/up": "../../usr/share",
+        "usr/local/here": ".",
+        "opt": "usr/local/up/../local/here/./here",
+    }
+    if not relative:
+        links |= {"var/root": "/", "var/above": "../../../../usr/lib"}
+    directories = ["", "etc", "usr", "usr/bin", "usr/lib", "usr/local", "usr/share", "var", "var/empty"]
+    files = ["bin/sh", "sbin/init", "lib64/ld.so", "opt/tool", "opt/up/doc", "usr/local/here/here/deep"]
+    if not relative:
+        files += ["var/root/etc/conf", "var/above/libc", "var/root/var/root/sbin/again"]
+    clock = iter(range(1_000_000_001, 2_000_000_000))
+    with tarfile.open(out, "w", format=tarfile.PAX_FORMAT) as archive:
+
+        def add(name: str, kind: bytes, target: str = "", data: bytes = b"", mode: int = 0o777) -> None:
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.linkname, entry.size, entry.mode = kind, target, len(data), mode
+            entry.mtime = next(clock)
+            entry.uid, entry.gid = entry.mtime % 1000, entry.mtime % 77
+            archive.addfile(entry, io.BytesIO(data))
+
+        for name in directories:
+            add(f"./{name}", tarfile.DIRTYPE, mode=0o751)
+        for name, target in links.items():
+            add(name, tarfile.SYMTYPE, target)
+        for name in files:
+            add(name, tarfile.REGTYPE, data=name.encode(), mode=0o4755)
+        # A directory behind a link, and one that is there already.
+        add("lib64/modules", tarfile.DIRTYPE, mode=0o700)
+        add("lib64/modules/sub", tarfile.DIRTYPE, mode=0o711)
+        add("lib64/modules", tarfile.DIRTYPE, mode=0o1777)
+        # Hard links: on both sides a parent is followed, and the last component is not.
+        add("sbin/bash", tarfile.LNKTYPE, "bin/sh")
+        add("opt/same-link", tarfile.LNKTYPE, "usr/local/here/up")
+        add("opt/link", tarfile.SYMTYPE, "nowhere")
+        if relative:
+            # An entry replaces a link of its own name, and only that; Python would write through it.
+            add("bin/was-link", tarfile.SYMTYPE, "sh")
+            add("bin/was-link", tarfile.REGTYPE, data=b"file")
+            add("bin/was-file", tarfile.REGTYPE, data=b"file")
+            add("sbin/was-file", tarfile.SYMTYPE, "sh")
+    return out
+
+
+def attributes_of_files_only(entry: tarfile.TarInfo, _: str) -> tarfile.TarInfo:
+    """Keep Python from giving a file the attributes of its hard links; GNU tar and Docker do not."""
+    if not entry.islnk():
+        return entry
+    return entry.replace(mode=None, mtime=None, uid=None, gid=None, uname=None, gname=None)  # type: ignore[arg-type]
+
+
+def extract_in_chroot(tar: Path, root: Path) -> None:
+    """Extract where absolute links lead into `root`. A child does it: nothing leaves a chroot."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            with tarfile.open(tar, "r:") as archive:
+                archive.getmembers()
+                os.chroot(root)
+                os.chdir("/")
+                archive.extractall("/", numeric_owner=True, filter=attributes_of_files_only)
+                # Python leaves the times of links alone.
+                for link in filter(tarfile.TarInfo.issym, archive):
+                    os.utime(link.name, (link.mtime, link.mtime), follow_symlinks=False)
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.root
+@needs_root
+@pytest.mark.parametrize("relative", [True, False], ids=["relative", "absolute"])
+def test_entries_behind_links_are_where_tar_extracts_them(tmp_path: Path, relative: bool) -> None:
+    tar = linked_layer(tmp_path / "layer.tar", relative=relative)
+    extracted = tmp_path / "extracted"
+    extracted.mkdir()
+    if relative:
+        # -P: links with `..` are made at once, not after everything else.
+        options = ["-P", "--delay-directory-restore", "--numeric-owner"]
+        run("tar", *options, "-C", extracted, "-xpf", tar)
+    else:
+        extract_in_chroot(tar, extracted)
+    layer, meta = tmp_path / "layer.erofs", tmp_path / "fsmeta.erofs"
+    convert(tar, layer)
+    merge([layer], meta)
+    with mounted(concatenate([meta, layer], tmp_path / "disk"), tmp_path / "mnt") as mnt:
+        assert_same(mnt, extracted)
+        assert (mnt / "bin").is_symlink()
+        assert (mnt / "usr/bin/init").read_bytes() == b"sbin/init"
+
+
+@pytest.mark.root
+@needs_root
+def test_links_into_lower_layers_keep_what_is_there(tmp_path: Path) -> None:
+    layers = []
+    for number, entries in enumerate(
+        [
+            [("usr/bin", None, 0o750), ("usr/bin/old", b"old", 0o600), ("usr/bin/gone", b"", 0o600)],
+            [("bin", "usr/bin", 0o777), ("bin/new", b"new", 0o600), ("bin/.wh.gone", b"", 0o600)],
+        ]
+    ):
+        tar = tmp_path / f"{number}.tar"
+        with tarfile.open(tar, "w") as archive:
+            for name, content, mode in entries:
+                entry = tarfile.TarInfo(name)
+                entry.mode = mode
+                if content is None:
+                    entry.type = tarfile.DIRTYPE
+                elif isinstance(content, str):
+                    entry.type, entry.linkname = tarfile.SYMTYPE, content
+                else:
+                    entry.size = len(content)
+                archive.addfile(entry, io.BytesIO(content if isinstance(content, bytes) else b""))
+        layers.append(tmp_path / f"{number}.erofs")
+        convert(tar, layers[-1])
+    meta = tmp_path / "fsmeta.erofs"
+    merge(layers, meta)
+    with mounted(concatenate([meta, *layers], tmp_path / "disk"), tmp_path / "mnt") as mnt:
+        assert (mnt / "bin").readlink() == Path("usr/bin")
+        assert stat.S_IMODE((mnt / "usr/bin").stat().st_mode) == 0o750
+        found = {path.name: path.read_bytes() for path in (mnt / "usr/bin").iterdir()}
+        assert found == {"old": b"old", "new": b"new"}
 
 
 @pytest.mark.root

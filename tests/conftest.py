@@ -1,0 +1,107 @@
+"""Fixtures of the tests that run the whole product: homes, `msb`, the host's view, a canary."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import busybox_image
+import pytest
+from microsandbox_core import env
+from microsandbox_core.host.libkrunfw import find_libkrunfw
+
+from tests.support.canary import Canary
+from tests.support.host import Host
+from tests.support.msb import Msb
+
+
+def _short_directory() -> Iterator[Path]:
+    # Not tmp_path: a Unix socket's path has 108 bytes, and what happens beyond has a test of its own.
+    directory = Path(tempfile.mkdtemp(prefix="msb-"))
+    yield directory
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def settings() -> dict[str, str]:
+    """The environment variables by which a home of the tests finds this machine's guest kernel."""
+    library = find_libkrunfw(env.home())
+    if library is None:
+        pytest.fail("no libkrunfw.so.5 on this machine: run `make setup`", pytrace=False)
+    return {env.MSB_LIBKRUNFW: str(library)}
+
+
+@pytest.fixture(scope="session")
+def busybox_layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's busybox image as an OCI layout."""
+    return busybox_image.build(tmp_path_factory.mktemp("image") / "busybox")
+
+
+@pytest.fixture(scope="session")
+def _shared_directory() -> Iterator[Path]:
+    yield from _short_directory()
+
+
+@pytest.fixture(scope="session")
+def shared_home(_shared_directory: Path, settings: dict[str, str], busybox_layout: Path) -> Path:
+    """A home with busybox that has started a sandbox before, so that its cache is complete."""
+    msb = Msb(_shared_directory, settings)
+    msb("load", f"oci:{busybox_layout}", "-t", "busybox").succeeded()
+    msb.run("true").succeeded()
+    return _shared_directory
+
+
+@pytest.fixture
+def msb(shared_home: Path, settings: dict[str, str]) -> Iterator[Msb]:
+    """`msb` in the shared home. A test that leaves a sandbox there fails."""
+    program = Msb(shared_home, settings)
+    yield program
+    try:
+        program.host.wait_empty()
+        assert program.host.rows() == []
+    except BaseException:
+        program.remove_everything()
+        raise
+
+
+@pytest.fixture
+def host(msb: Msb) -> Host:
+    """The host's view of the shared home."""
+    return msb.host
+
+
+@pytest.fixture
+def own_home(shared_home: Path) -> Iterator[Path]:
+    """A home for one test, which starts as a copy of the shared one's cache."""
+    for directory in _short_directory():
+        # The upper in the cache is 8 GiB of holes.
+        subprocess.run(["cp", "-a", "--sparse=always", shared_home / "cache", directory], check=True)
+        yield directory
+
+
+@pytest.fixture
+def own_msb(own_home: Path, settings: dict[str, str]) -> Iterator[Msb]:
+    """`msb` in a home that the test may break."""
+    program = Msb(own_home, settings)
+    yield program
+    for process in program.host.processes():
+        process.kill()
+        process.wait_gone(within=10)
+
+
+@pytest.fixture
+def empty_msb(settings: dict[str, str]) -> Iterator[Msb]:
+    """`msb` with a home that does not exist yet."""
+    for directory in _short_directory():
+        yield Msb(directory / "home", settings)
+
+
+@pytest.fixture
+def canary(tmp_path: Path) -> Iterator[Canary]:
+    """Files of the host; that they are as before is checked at the end."""
+    found = Canary(tmp_path / "canary")
+    yield found
+    found.assert_untouched()

@@ -1,0 +1,31 @@
+"""Waiting for what the host shows but does not announce."""
+
+from __future__ import annotations
+
+import select
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+_INTERVAL = 0.01
+
+
+def eventually(look: Callable[[], T], *, within: float, what: str) -> T:
+    """The first true value of `look`; fails the test when there was none in `within` seconds.
+
+    For states without an event to wait for: that a directory is gone, that a child was forked.
+    """
+    deadline = time.monotonic() + within
+    while not (found := look()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {within} s: {what} (last seen: {found!r})")
+        time.sleep(_INTERVAL)
+    return found
+
+
+def readable(descriptor: int, *, within: float, what: str) -> None:
+    """Wait until a descriptor can be read or, for a pidfd, until the process has ended."""
+    if not select.select([descriptor], [], [], within)[0]:
+        raise AssertionError(f"not within {within} s: {what}")
