@@ -356,12 +356,11 @@ def test_entries_behind_links_are_where_tar_extracts_them(tmp_path: Path, relati
 @needs_root
 def test_links_into_lower_layers_keep_what_is_there(tmp_path: Path) -> None:
     layers = []
-    for number, entries in enumerate(
-        [
-            [("usr/bin", None, 0o750), ("usr/bin/old", b"old", 0o600), ("usr/bin/gone", b"", 0o600)],
-            [("bin", "usr/bin", 0o777), ("bin/new", b"new", 0o600), ("bin/.wh.gone", b"", 0o600)],
-        ]
-    ):
+    listed: list[list[tuple[str, bytes | str | None, int]]] = [
+        [("usr/bin", None, 0o750), ("usr/bin/old", b"old", 0o600), ("usr/bin/gone", b"", 0o600)],
+        [("bin", "usr/bin", 0o777), ("bin/new", b"new", 0o600), ("bin/.wh.gone", b"", 0o600)],
+    ]
+    for number, entries in enumerate(listed):
         tar = tmp_path / f"{number}.tar"
         with tarfile.open(tar, "w") as archive:
             for name, content, mode in entries:
