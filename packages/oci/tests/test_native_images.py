@@ -285,7 +285,7 @@ def linked_layer(out: Path, *, relative: bool) -> Path:
         for name, target in links.items():
             add(name, tarfile.SYMTYPE, target)
         for name in files:
-            add(name, tarfile.REGTYPE, data=name.encode(), mode=0o4755)
+            add(name, tarfile.REGTYPE, data=name.encode(), mode=0o755)
         # A directory behind a link, and one that is there already.
         add("lib64/modules", tarfile.DIRTYPE, mode=0o700)
         add("lib64/modules/sub", tarfile.DIRTYPE, mode=0o711)
@@ -355,17 +355,18 @@ def test_entries_behind_links_are_where_tar_extracts_them(tmp_path: Path, relati
 @pytest.mark.root
 @needs_root
 def test_links_into_lower_layers_keep_what_is_there(tmp_path: Path) -> None:
-    layers = []
-    listed: list[list[tuple[str, bytes | str | None, int]]] = [
-        [("usr/bin", None, 0o750), ("usr/bin/old", b"old", 0o600), ("usr/bin/gone", b"", 0o600)],
-        [("bin", "usr/bin", 0o777), ("bin/new", b"new", 0o600), ("bin/.wh.gone", b"", 0o600)],
+    # A directory has no content, a link's is text, a file's is bytes.
+    contents: list[dict[str, str | bytes | None]] = [
+        {"usr/bin": None, "usr/bin/old": b"old", "usr/bin/gone": b""},
+        {"bin": "usr/bin", "bin/new": b"new", "bin/.wh.gone": b""},
     ]
-    for number, entries in enumerate(listed):
+    layers = []
+    for number, entries in enumerate(contents):
         tar = tmp_path / f"{number}.tar"
         with tarfile.open(tar, "w") as archive:
-            for name, content, mode in entries:
+            for name, content in entries.items():
                 entry = tarfile.TarInfo(name)
-                entry.mode = mode
+                entry.mode = 0o750
                 if content is None:
                     entry.type = tarfile.DIRTYPE
                 elif isinstance(content, str):
