@@ -56,6 +56,7 @@ def test_two_creations_of_one_name_have_one_winner(msb: Msb, host: Host) -> None
         msb("rm", "--force", "dev").succeeded()
 
 
+@pytest.mark.slow
 def test_a_start_is_not_disturbed_by_those_who_look(msb: Msb, stopped: str) -> None:
     # Looking takes a lock for a moment; a start must not mistake that for a sandbox that runs.
     looker = f"while {PROGRAM} ls >/dev/null; do :; done"
@@ -111,6 +112,7 @@ def test_two_first_starts_of_a_home_do_not_disturb_each_other(own_msb: Msb) -> N
     assert [path for path in own_msb.host.tree("cache") if path.endswith(".tmp")] == []
 
 
+@pytest.mark.slow
 def test_removal_racing_a_start_has_one_winner(msb: Msb, host: Host) -> None:
     # L06: never "running but unreachable"
     for _ in range(3):

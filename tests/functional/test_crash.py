@@ -138,6 +138,7 @@ POINTS: dict[str, Callable[[Host], object]] = {
 }
 
 
+USUAL = [("command line", "row"), ("command line", "console"), ("supervisor", "upper"), ("vmm", "socket")]
 CASES = [
     *(("command line", point) for point in POINTS),
     *(("supervisor", point) for point in ("supervisor", "upper", "vmm", "socket", "console")),
@@ -145,7 +146,10 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("victim", "point"), CASES)
+@pytest.mark.parametrize(
+    ("victim", "point"),
+    [pytest.param(*case, marks=() if case in USUAL else pytest.mark.slow) for case in CASES],
+)
 def test_kill_while_it_starts(msb: Msb, host: Host, victim: str, point: str) -> None:
     with msb.start("run", "busybox", "--", *WAITING) as command:
         eventually(lambda: POINTS[point](host), within=30, what=point)

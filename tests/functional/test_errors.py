@@ -201,7 +201,7 @@ def test_a_home_whose_path_is_longer_than_a_sockets_address(
 
 
 @pytest.mark.vm
-@pytest.mark.parametrize("name", ["with space", "quote'\"", "ünïcode", "comma,colon:equals=", "per%cent"])
+@pytest.mark.parametrize("name", ["space 'quote' \"double\" ünïcode", "comma,colon:equals=per%cent\\back"])
 def test_a_home_whose_path_has_awkward_signs(
     settings: dict[str, str], shared_home: Path, tmp_path: Path, name: str
 ) -> None:
@@ -245,6 +245,7 @@ class TestFullDisk:
         assert msb("images", "-q").succeeded().out == b""
 
     @pytest.mark.vm
+    @pytest.mark.slow
     @pytest.mark.parametrize("left", ["0", "4k", "64k", "2m", "20m"])
     def test_while_a_sandbox_starts(
         self, small: Callable[[str], Path], settings: dict[str, str], busybox_layout: Path, left: str
@@ -322,6 +323,7 @@ def test_a_newer_database_is_refused_without_writing(own_msb: Msb) -> None:
     assert own_msb.host.directories() == []
 
 
+@pytest.mark.slow
 def test_a_database_that_somebody_holds_is_waited_for_and_then_told(own_msb: Msb) -> None:
     # L08: locked 10 s
     own_msb("ls").succeeded()

@@ -52,6 +52,17 @@ def test_exec_has_the_same_contract_as_run(msb: Msb, dev: str) -> None:
     assert msb("exec", dev).code == 2
 
 
+def test_a_user_is_a_name_or_a_number_and_may_have_a_group(msb: Msb, dev: str) -> None:
+    for user, shown in (
+        ("1234", "1234 0"),
+        ("65534:1000", "65534 1000"),
+        ("demo:0", "1000 0"),
+        ("nobody", "65534 65534"),
+    ):
+        done = msb("exec", "-u", user, dev, "--", "sh", "-c", "echo $(id -u) $(id -g)")
+        assert done.succeeded().text.strip() == shown
+
+
 def test_several_execs_at_once_do_not_mix(msb: Msb, dev: str) -> None:
     script = "i=0; while [ $i -lt 200 ]; do echo $0 $i; i=$((i+1)); done; cat"
     commands = [msb.start("exec", dev, "--", "sh", "-c", script, str(number)) for number in range(5)]

@@ -62,15 +62,6 @@ def test_environment_workdir_user_and_hostname_are_as_asked_for(msb: Msb) -> Non
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("user", "shown"),
-    [("1234", "1234 0"), ("65534:1000", "65534 1000"), ("demo:0", "1000 0"), ("nobody", "65534 65534")],
-)
-def test_a_user_is_a_name_or_a_number_and_may_have_a_group(msb: Msb, user: str, shown: str) -> None:
-    done = msb.run("sh", "-c", "echo $(id -u) $(id -g)", options=["-u", user])
-    assert done.succeeded().text.strip() == shown
-
-
 def test_a_user_that_the_image_does_not_have_is_an_error(msb: Msb) -> None:
     assert "stranger" in msb.run("true", options=["-u", "stranger"]).failed(125)
 
@@ -165,7 +156,7 @@ def test_a_name_that_cannot_be_one_is_refused_before_anything_starts(msb: Msb, h
     assert host.tree() == before
 
 
-@pytest.mark.parametrize("name", ["a", "A.b_c-9", "0", "n" * 63])
+@pytest.mark.parametrize("name", ["A.b_c-9", "0" * 63])
 def test_a_name_that_can_be_one_works(msb: Msb, host: Host, name: str) -> None:
     msb.run("true", options=["--name", name]).succeeded()
     assert host.rows() == [name]

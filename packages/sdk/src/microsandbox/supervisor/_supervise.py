@@ -32,6 +32,12 @@ BOOT_DEADLINE = 60.0
 """Seconds from the VMM's start to agentd's answer. Emulated on a busy machine, a boot may take ten."""
 
 CONFIGURE_DEADLINE = 30.0
+HEARTBEAT_INTERVAL = 10.0
+"""Seconds between two questions to agentd. A guest that halts its processors tells nobody."""
+
+HEARTBEAT_DEADLINE = 30.0
+"""Seconds for an answer: far more than agentd needs on any machine that is of use."""
+
 _SWITCH_OFF_TIME = 2.0  # seconds between a guest's last word and its VMM's end
 
 
@@ -196,6 +202,30 @@ class Supervision:
                 "vmm_pid": self._vm.pid,
             }
         )
+        self._server.call_later(HEARTBEAT_INTERVAL, self._beat)
+
+    def _beat(self) -> None:
+        """Ask agentd whether it is there; when it does not say so, the sandbox is over (A02)."""
+        from microsandbox_core.channel import Ended, StreamClosed, TooManyStreams
+
+        def answered(event: Any) -> None:
+            if isinstance(event, Ended):
+                deadline.cancel()
+                self._server.call_later(HEARTBEAT_INTERVAL, self._beat)
+
+        deadline = self._server.call_later(HEARTBEAT_DEADLINE, self._lose)
+        try:
+            self._relay.open("ping", None, answered)
+        except TooManyStreams:
+            # Clients use all there are: the next time will do.
+            deadline.cancel()
+            self._server.call_later(HEARTBEAT_INTERVAL, self._beat)
+        except StreamClosed:
+            deadline.cancel()  # the connection is over, which ends the loop
+
+    def _lose(self) -> None:
+        self._reason = f"the guest did not answer for {HEARTBEAT_DEADLINE:.0f} s"
+        self._server.stop()
 
     def _give_up(self, stage: str, message: str) -> None:
         raise self._boot_failed(stage, message)
