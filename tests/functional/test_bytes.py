@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.support.host import Host
-from tests.support.msb import Msb, Running
+from tests.support.msb import PROGRAM, Msb, Running
 from tests.support.process import Process
 from tests.support.waiting import eventually
 
@@ -193,3 +194,19 @@ def _until_idle(process: Process, *, spans: int = 50) -> None:
 def _ticks(process: Process) -> int:
     fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
     return int(fields[11]) + int(fields[12])
+
+
+def test_output_that_cannot_be_written_is_an_error_and_not_silence(msb: Msb) -> None:
+    # As `msb run ... > FILE` on a full disk: /dev/full answers every write with ENOSPC.
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [PROGRAM, "run", "-q", "busybox", "--", "echo", "lost"],
+            stdin=subprocess.DEVNULL,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env=msb.environ,
+            text=True,
+        )
+    assert done.returncode == 125
+    assert [line.partition(": ")[0] for line in done.stderr.splitlines()] == ["error", "hint"]
+    assert "No space left" in done.stderr

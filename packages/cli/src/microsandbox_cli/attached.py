@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import queue
 import stat
@@ -72,6 +73,8 @@ async def forward(handle: ExecHandle, *, stdin: bool) -> ExecEvent:
             elif event.kind == "stdin_closed" and feeding is not None:
                 feeding.cancel()
             elif event.kind == "exited":
+                for kind, writer in writers.items():
+                    writer.check(kind)
                 return event
     finally:
         if feeding is not None:
@@ -92,6 +95,16 @@ class _Writer:
         self._queue: queue.SimpleQueue[tuple[bytes, asyncio.Future[bool]]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._dead = False
+        self._failure: OSError | None = None
+
+    def check(self, kind: str) -> None:
+        """Raise `ExecError` if output was lost, other than because its reader went away."""
+        if self._failure is not None and self._failure.errno != errno.EPIPE:
+            raise ExecError(
+                f"{kind} could not be written: {self._failure.strerror}; the rest of it is lost",
+                hint="look at where the output goes: the disk may be full",
+                code="output_lost",
+            )
 
     async def write(self, data: bytes) -> bool:
         """Write all of it; False if nobody reads any more."""
@@ -112,9 +125,9 @@ class _Writer:
     def _run(self) -> None:
         while True:
             data, done = self._queue.get()
-            alive = _write_all(self._descriptor, data)
+            self._failure = _write_all(self._descriptor, data)
             try:
-                self._loop.call_soon_threadsafe(_settle, done, alive)
+                self._loop.call_soon_threadsafe(_settle, done, self._failure is None)
             except RuntimeError:
                 return  # the loop is closed: the command was interrupted
 
@@ -124,7 +137,8 @@ def _settle(done: asyncio.Future[bool], alive: bool) -> None:
         done.set_result(alive)
 
 
-def _write_all(descriptor: int, data: bytes) -> bool:
+def _write_all(descriptor: int, data: bytes) -> OSError | None:
+    """Write all of it; what stopped it, if something did."""
     view = memoryview(data)
     while view:
         try:
@@ -134,9 +148,9 @@ def _write_all(descriptor: int, data: bytes) -> bool:
             import select
 
             select.select([], [descriptor], [])
-        except OSError:
-            return False  # EPIPE, or a full disk behind a redirection
-    return True
+        except OSError as error:
+            return error
+    return None
 
 
 async def _feed(sink: StdinSink) -> None:
