@@ -22,8 +22,10 @@ def _seen(msb: Msb) -> dict[str, object]:
         "processes": [process.pid for process in host.processes()],
         "zombies": len(zombies_of(os.getpid())),
         "files": host.tree(),
+        # Lengths, not blocks: when the host's file system writes a sparse file out, half a minute later,
+        # it may add blocks of its own for the map of its holes.
         "sizes": {
-            str(path): path.lstat().st_blocks
+            str(path): path.lstat().st_size
             for path in host.home.rglob("*")
             if path.is_file() and not _is_database(path)
         },
