@@ -31,7 +31,9 @@ def settings() -> dict[str, str]:
     library = find_libkrunfw(env.home())
     if library is None:
         pytest.fail("no libkrunfw.so.5 on this machine: run `make setup`", pytrace=False)
-    return {env.MSB_LIBKRUNFW: str(library)}
+    # With MSB_COLD in the environment of the tests every sandbox boots: the suite has to pass both ways.
+    cold = env.value(env.MSB_COLD)
+    return {env.MSB_LIBKRUNFW: str(library), **({env.MSB_COLD: cold} if cold else {})}
 
 
 @pytest.fixture(scope="session")

@@ -68,16 +68,16 @@ def cold_start(home: Path) -> None:
     for number in range(11):
         boot = bare_boot(home)
         begun = time.perf_counter()
-        figures.run([MSB, "run", "-q", IMAGE, "--", "true"])
+        figures.run([MSB, "run", "-q", "--cold", IMAGE, "--", "true"])
         taken = time.perf_counter() - begun
         if number:  # the first pair fills the page cache
             bare.append(boot)
             whole.append(taken)
     limit = figures.row("bare boot: spawn to agentd's first byte", bare)
-    figures.row("msb run IMAGE -- true", whole, against=("a bare boot", limit))
+    figures.row("msb run --cold IMAGE -- true", whole, against=("a bare boot", limit))
 
 
-async def parts(home: Path) -> None:
+async def parts(home: Path, *, cold: bool) -> None:
     """The same start in steps, through the SDK, ten times."""
     steps: dict[str, list[float]] = {}
 
@@ -90,7 +90,8 @@ async def parts(home: Path) -> None:
         image = _create.resolve_image(home, IMAGE)
         note("image looked up", time.perf_counter() - begun)
         begun = time.perf_counter()
-        pending = _create.begin(home, image, _config.SandboxConfig(), shown_image=IMAGE, ephemeral=True)
+        config = _config.SandboxConfig(cold=cold)
+        pending = _create.begin(home, image, config, shown_image=IMAGE, ephemeral=True)
         note("record, directory, supervisor spawned", time.perf_counter() - begun)
         launched = time.perf_counter()
         sandbox = await Sandbox.adopt(pending)
@@ -109,7 +110,8 @@ async def parts(home: Path) -> None:
         begun = time.perf_counter()
         await sandbox.destroy()
         note("teardown", time.perf_counter() - begun)
-    figures.title("Parts of a cold start (through the SDK)")
+    kind = "cold start" if cold else "start from a template"
+    figures.title(f"Parts of a {kind} (through the SDK)")
     for name, values in steps.items():
         figures.row(name, values)
     figures.title("Of configure, inside the guest")
@@ -175,22 +177,27 @@ def status(pid: int) -> str:
     return Path(f"/proc/{pid}/status").read_text()
 
 
-def main() -> None:
-    """Run all of it."""
+def load_image(home: Path) -> None:
+    """Put the demo's busybox image into the store under the name that the programs here use."""
     sys.path.insert(0, str(ROOT / "demo"))
     import busybox_image
 
-    home = env.home()
     layout = Path(tempfile.mkdtemp(prefix="msb-bench-"))
     try:
         busybox_image.build(layout / "busybox")
         _create.image_store(home).load(f"oci:{layout / 'busybox'}", tag=IMAGE)
     finally:
         shutil.rmtree(layout)
+
+
+def main() -> None:
+    """Run all of it."""
+    home = env.home()
+    load_image(home)
     print(f"processors: {os.cpu_count()}, load: {os.getloadavg()[0]:.2f}")
     command_line()
     cold_start(home)
-    asyncio.run(parts(home))
+    asyncio.run(parts(home, cold=True))
     asyncio.run(running())
 
 

@@ -194,6 +194,9 @@ impl Server {
         match method {
             Err(what) => self.fail(stream, "invalid_request", &what.0),
             Ok("ping") => {
+                if let Ok(Some(now)) = request.field::<Option<u64>>("time_ns") {
+                    configure::keep_clock(now);
+                }
                 let end = Map::new().with("uptime_ns", uptime_ns());
                 self.end(stream, &end);
             }

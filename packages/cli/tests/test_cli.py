@@ -8,12 +8,13 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from microsandbox._state import Record, State
 from microsandbox_cli.listing import age, human_size, print_table
 
 PROJECT = Path(__file__).parents[1]
 COMMANDS = [
     "run", "create", "exec", "start", "stop", "rm", "ls", "load", "images", "rmi", "setup", "doctor",
-    "image ls", "image inspect", "image rm",
+    "image ls", "image inspect", "image rm", "df", "prune", "completion",
 ]  # fmt: skip
 
 
@@ -98,6 +99,82 @@ def test_listings_of_an_empty_home(tmp_path: Path) -> None:
     assert json.loads(msb("images", "--format", "json", home=tmp_path).stdout) == []
     assert msb("ls", "-q", home=tmp_path).stdout == ""
     assert msb("ls", home=tmp_path).stdout.startswith("NAME")
+
+
+def test_storage_of_a_home_that_does_not_exist(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    shown = json.loads(msb("df", "--format", "json", home=home).stdout)
+    assert (shown["home"], shown["size"], shown["reclaimable"]) == (str(home), 0, 0)
+    assert [entry["kind"] for entry in shown["kinds"]] == [
+        "images", "templates", "base_files", "running_sandboxes", "stopped_sandboxes", "leftovers", "other",
+    ]  # fmt: skip
+    assert all(set(entry) == {"kind", "count", "size", "reclaimable"} for entry in shown["kinds"])
+    assert msb("df", home=home).stdout.splitlines()[-1].split() == ["total", "0", "B", "0", "B"]
+    pruned = json.loads(msb("prune", "--all", "--format", "json", home=home).stdout)
+    assert pruned == {"dry_run": False, "removed": [], "size": 0}
+    assert msb("prune", "-q", home=home).stdout == ""
+    assert not home.exists()
+
+
+def test_prune_names_what_it_removed_and_a_dry_run_removes_nothing(tmp_path: Path) -> None:
+    leftover = tmp_path / "sandboxes" / "0123456789abcdef" / "upper.ext4"
+    leftover.parent.mkdir(parents=True)
+    leftover.write_bytes(b"x" * 5000)
+    row = ["sandbox", "0123456789abcdef"]
+    done = msb("prune", "--dry-run", home=tmp_path)
+    assert done.stdout.splitlines()[1].split()[:2] == row
+    assert done.stderr == "dry run: nothing was changed\n"
+    assert leftover.exists()
+    assert msb("prune", "--dry-run", "-q", home=tmp_path).stderr == ""
+    header, removed, total = msb("prune", home=tmp_path).stdout.splitlines()
+    assert header.split() == ["KIND", "NAME", "SIZE"]
+    assert removed.split()[:2] == row
+    assert total.split()[0] == "total"
+    assert total.split()[-2:] == removed.split()[-2:]
+    assert not leftover.parent.exists()
+
+
+@pytest.mark.parametrize("command", ["df", "prune"])
+def test_a_home_that_cannot_be_read_is_one_line(tmp_path: Path, command: str) -> None:
+    (tmp_path / "cache").symlink_to("cache")
+    done = msb(command, home=tmp_path)
+    assert done.returncode == 125
+    assert [line.partition(": ")[0] for line in done.stderr.splitlines()] == ["error", "hint"]
+    assert str(tmp_path / "cache") in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("shell", "first"), [("bash", "_msb_completion() {"), ("zsh", "#compdef msb"), ("fish", "complete ")]
+)
+def test_completion_prints_the_script_of_a_shell(shell: str, first: str) -> None:
+    done = msb("completion", shell)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(first)
+
+
+def test_bash_completes_commands_and_options(tmp_path: Path) -> None:
+    (tmp_path / "script").write_text(msb("completion", "bash").stdout)
+    (tmp_path / "msb").write_text(f'#!/bin/sh\nexec {sys.executable} -m microsandbox_cli "$@"\n')
+    (tmp_path / "msb").chmod(0o755)
+    record = Record("id", "prudent", False, 1, "image", "sha256:" + "0" * 64, b"")
+    state = State(tmp_path / "home")
+    state.add(record)
+    state.close()
+    ask = '. ./script; COMP_WORDS=($1); COMP_CWORD=$2; _msb_completion msb; echo "${COMPREPLY[*]}"'
+    for words, found in (
+        ("msb pru", "prune"),
+        ("msb prune --dr", "--dry-run"),
+        ("msb run --col", "--cold"),
+        ("msb exec pr", "prudent"),
+    ):
+        done = subprocess.run(
+            ["bash", "-c", ask, "bash", words, str(len(words.split()) - 1)],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={"PATH": f"{tmp_path}:/usr/bin:/bin", "MSB_HOME": str(tmp_path / "home")},
+        )
+        assert done.stdout.split() == [found], done.stderr
 
 
 def test_removing_what_is_not_there_fails_and_goes_on(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -238,6 +239,30 @@ def test_strangers_in_the_temporary_directory_do_no_harm(store: ImageStore, sour
     store.prune()
     assert sorted(path.name for path in tmp.iterdir()) == [".lock", "notes"]
     assert store.get("app:1") == image
+
+
+def test_leftovers_are_what_a_sweep_removes(store: ImageStore) -> None:
+    assert store.leftovers() == []
+    store.sweep()
+    assert not store.root.exists()
+    tmp = store.root / "tmp"
+    for name in ("notes", "ab" * 8, "cd" * 8):
+        (tmp / name).mkdir(parents=True)
+    with (tmp / f"{'cd' * 8}.lock").open("w") as owner:
+        fcntl.flock(owner, fcntl.LOCK_EX)
+        (tmp / f"{'ef' * 8}.lock").touch()
+        assert store.leftovers() == [tmp / ("ab" * 8), tmp / f"{'ef' * 8}.lock"]
+        store.sweep()
+        assert store.leftovers() == []
+        assert (tmp / ("cd" * 8)).is_dir()
+    assert store.leftovers() == [tmp / ("cd" * 8), tmp / f"{'cd' * 8}.lock"]
+    store.sweep()
+    assert [path.name for path in tmp.iterdir()] == ["notes"]
+
+
+def test_a_root_with_other_things_in_it_has_no_images(store: ImageStore) -> None:
+    (store.root / "kernels").mkdir(parents=True)
+    assert store.list() == []
 
 
 def test_nothing_stays_open(store: ImageStore, sources: Any) -> None:

@@ -103,6 +103,7 @@ def test_cpus_out_of_range(cpus: int) -> None:
         memory_mib=st.integers(64, 1 << 20),
         hostname=st.none() | st.text(max_size=9),
         env=st.lists(st.tuples(st.text(max_size=9), st.text(max_size=9))).map(tuple),
+        cold=st.booleans(),
         entrypoint=st.none() | st.lists(st.text(max_size=9)).map(tuple),
         labels=st.lists(st.tuples(st.text(max_size=9), st.text(max_size=9))).map(tuple),
     )

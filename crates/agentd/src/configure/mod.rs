@@ -12,7 +12,7 @@ pub use mounts::create_directory;
 pub use request::Configuration;
 
 use crate::channel::Map;
-use crate::sys;
+use crate::{log, sys};
 
 /// What agentd keeps of the guest it made.
 pub struct World {
@@ -95,6 +95,29 @@ fn set_clock(time_ns: u64) -> io::Result<()> {
     // SAFETY: `time` is valid for the call.
     sys::check(unsafe { libc::clock_settime(libc::CLOCK_REALTIME, &time) })?;
     Ok(())
+}
+
+/// How far the clock may be from the host's before it is set again, in nanoseconds: more than a
+/// message takes to get here.
+const CLOCK_TOLERANCE: u64 = 20_000_000;
+
+/// Sets the clock if it has drifted, or stood still with the host. The host says its time with
+/// every heartbeat.
+pub fn keep_clock(time_ns: u64) {
+    if now_ns().abs_diff(time_ns) > CLOCK_TOLERANCE {
+        if let Err(error) = set_clock(time_ns) {
+            log::error(&format!("setting the clock: {error}"));
+        }
+    }
+}
+
+/// The time of day in nanoseconds since the epoch.
+fn now_ns() -> u64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .ok()
+        .and_then(|since| u64::try_from(since.as_nanos()).ok())
+        .unwrap_or(0)
 }
 
 fn set_hostname(name: &str) -> io::Result<()> {

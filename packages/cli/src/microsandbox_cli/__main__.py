@@ -16,6 +16,11 @@ def main() -> None:
     from microsandbox_cli.report import guarded
 
     with guarded():
+        if sys.argv[1:2] in (["run"], ["create"]):
+            # A sandbox is wanted: its supervisor starts while the arguments are being understood.
+            from microsandbox._launch import prepare
+
+            prepare()
         from microsandbox_cli.app import app
 
         app(prog_name="msb")

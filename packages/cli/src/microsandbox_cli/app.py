@@ -37,6 +37,14 @@ class Vmm(StrEnum):
     QEMU = "qemu"
 
 
+class Shell(StrEnum):
+    """A shell that can complete commands."""
+
+    BASH = "bash"
+    ZSH = "zsh"
+    FISH = "fish"
+
+
 class LogLevel(StrEnum):
     """How much is said on stderr."""
 
@@ -82,6 +90,18 @@ def _root(
     pass
 
 
+def _sandboxes(incomplete: str) -> list[str]:
+    from microsandbox_cli.completion import sandbox_names
+
+    return [name for name in sandbox_names() if name.startswith(incomplete)]
+
+
+def _images(incomplete: str) -> list[str]:
+    from microsandbox_cli.completion import image_names
+
+    return [name for name in image_names() if name.startswith(incomplete)]
+
+
 ImageArgument = Annotated[
     str,
     typer.Argument(
@@ -89,9 +109,21 @@ ImageArgument = Annotated[
         help="A loaded image, a root file system directory (./dir), or docker-archive:FILE, "
         "oci-archive:FILE, oci:DIR.",
         show_default=False,
+        autocompletion=_images,
     ),
 ]
-NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The sandbox.", show_default=False)]
+NameArgument = Annotated[
+    str,
+    typer.Argument(metavar="NAME", help="The sandbox.", show_default=False, autocompletion=_sandboxes),
+]
+NamesArgument = Annotated[
+    list[str],
+    typer.Argument(metavar="NAME...", help="The sandboxes.", show_default=False, autocompletion=_sandboxes),
+]
+ImagesArgument = Annotated[
+    list[str],
+    typer.Argument(metavar="IMAGE...", help="The images.", show_default=False, autocompletion=_images),
+]
 Command = Annotated[
     list[str] | None, typer.Argument(metavar="COMMAND", help="What to run.", show_default=False)
 ]
@@ -123,6 +155,7 @@ VmmOption = Annotated[Vmm, typer.Option("--vmm", help="Virtual machine monitor."
 RequireKvm = Annotated[
     bool, typer.Option("--require-kvm", help="Fail rather than emulate the processor in software.")
 ]
+Cold = Annotated[bool, typer.Option("--cold", help="Boot the kernel rather than start from a template.")]
 NoStdin = Annotated[bool, typer.Option("--no-stdin", help="Do not forward standard input.")]
 FormatOption = Annotated[Format, typer.Option("--format", help="How to print it.")]
 
@@ -145,6 +178,7 @@ def run(
     timeout: Timeout = None,
     vmm: VmmOption = Vmm.AUTO,
     require_kvm: RequireKvm = False,
+    cold: Cold = False,
     no_stdin: NoStdin = False,
     quiet: Quiet = False,
     log_level: LogLevelOption = None,
@@ -161,7 +195,7 @@ def run(
 
     options = Options(
         name=name, env=env or [], workdir=workdir, user=user, memory=memory, cpus=cpus, hostname=hostname,
-        entrypoint=entrypoint, vmm=vmm, require_kvm=require_kvm, quiet=quiet,
+        entrypoint=entrypoint, vmm=vmm, require_kvm=require_kvm, cold=cold, quiet=quiet,
     )  # fmt: skip
     run_new(image, command or [], options, timeout=timeout, stdin=not no_stdin)
 
@@ -179,6 +213,7 @@ def create(
     entrypoint: Entrypoint = None,
     vmm: VmmOption = Vmm.AUTO,
     require_kvm: RequireKvm = False,
+    cold: Cold = False,
     quiet: Quiet = False,
     log_level: LogLevelOption = None,
 ) -> None:
@@ -190,7 +225,7 @@ def create(
 
     options = Options(
         name=name, env=env or [], workdir=workdir, user=user, memory=memory, cpus=cpus, hostname=hostname,
-        entrypoint=entrypoint, vmm=vmm, require_kvm=require_kvm, quiet=quiet,
+        entrypoint=entrypoint, vmm=vmm, require_kvm=require_kvm, cold=cold, quiet=quiet,
     )  # fmt: skip
     create_detached(image, options)
 
@@ -217,16 +252,16 @@ def exec_(
 
 
 @app.command()
-def start(name: NameArgument) -> None:
+def start(name: NameArgument, cold: Cold = False) -> None:
     """Start a stopped sandbox and leave it running."""
     from microsandbox_cli.lifecycle import start
 
-    start(name)
+    start(name, cold=cold)
 
 
 @app.command()
 def stop(
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="The sandboxes.", show_default=False)],
+    names: NamesArgument,
     force: Annotated[bool, typer.Option("--force", "-f", help="Kill it at once.")] = False,
     timeout: Annotated[
         str, typer.Option("--timeout", "-t", metavar="TIME", help="Time to end by itself, then kill.")
@@ -240,7 +275,7 @@ def stop(
 
 @app.command()
 def rm(
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="The sandboxes.", show_default=False)],
+    names: NamesArgument,
     force: Annotated[bool, typer.Option("--force", "-f", help="Stop it first if it is running.")] = False,
 ) -> None:
     """Remove stopped sandboxes and everything they have written."""
@@ -303,7 +338,9 @@ def image_ls(quiet: NamesOnly = False, format: FormatOption = Format.TABLE) -> N
 
 
 @image_app.command("inspect")
-def image_inspect(image: Annotated[str, typer.Argument(metavar="IMAGE", show_default=False)]) -> None:
+def image_inspect(
+    image: Annotated[str, typer.Argument(metavar="IMAGE", show_default=False, autocompletion=_images)],
+) -> None:
     """Show an image's configuration and layers as JSON."""
     from microsandbox_cli.images import inspect_image
 
@@ -312,7 +349,7 @@ def image_inspect(image: Annotated[str, typer.Argument(metavar="IMAGE", show_def
 
 @app.command()
 def rmi(
-    names: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="The images.", show_default=False)],
+    names: ImagesArgument,
 ) -> None:
     """Remove images that no sandbox uses (the same as `msb image rm`)."""
     from microsandbox_cli.images import remove_images
@@ -322,10 +359,43 @@ def rmi(
 
 @image_app.command("rm")
 def image_rm(
-    names: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="The images.", show_default=False)],
+    names: ImagesArgument,
 ) -> None:
     """Remove images that no sandbox uses."""
     rmi(names)
+
+
+@app.command()
+def df(format: FormatOption = Format.TABLE) -> None:
+    """Show what takes up disk space, and how much of it can be had back.
+
+    Reclaimable is what can go without a sandbox losing anything: leftovers of crashes by `msb prune`,
+    templates by `msb prune --all`, images that no sandbox is made from by `msb rmi`.
+    """
+    from microsandbox_cli.storage import disk_usage
+
+    disk_usage(as_json=format is Format.JSON)
+
+
+@app.command()
+def prune(
+    all: Annotated[
+        bool, typer.Option("--all", "-a", help="Every template too; they are made again when needed.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be removed, change nothing.")
+    ] = False,
+    quiet: NamesOnly = False,
+    format: FormatOption = Format.TABLE,
+) -> None:
+    """Remove what crashes have left, and templates that no start can use any more.
+
+    Running sandboxes and stopped ones with a name are not touched (`msb rm` removes those), nor are
+    images (`msb rmi`).
+    """
+    from microsandbox_cli.storage import prune
+
+    prune(everything=all, dry_run=dry_run, quiet=quiet, as_json=format is Format.JSON)
 
 
 @app.command()
@@ -348,3 +418,16 @@ def doctor(
     from microsandbox_cli.machine import doctor
 
     doctor(as_json=json)
+
+
+@app.command()
+def completion(
+    shell: Annotated[Shell, typer.Argument(metavar="SHELL", help="bash, zsh or fish.", show_default=False)],
+) -> None:
+    """Print a script that makes a shell complete the commands and options of `msb`.
+
+    Example: msb completion bash > ~/.local/share/bash-completion/completions/msb
+    """
+    from microsandbox_cli.completion import print_script
+
+    print_script(shell)

@@ -18,11 +18,11 @@ from microsandbox_cli.attached import run_in_loop
 from microsandbox_cli.listing import age, print_json, print_names, print_table
 
 
-def start(name: str) -> None:
+def start(name: str, *, cold: bool) -> None:
     """Start a stopped sandbox and print its name."""
 
     async def main() -> int:
-        sandbox = await Sandbox.start(name)
+        sandbox = await Sandbox.start(name, cold=cold)
         await sandbox.detach()
         sys.stdout.write(sandbox.name + "\n")
         return 0

@@ -48,6 +48,12 @@ def error(message: str, hint: str | None = None) -> None:
     _stderr(f"error: {printable(message)}\n" + (f"hint: {printable(hint)}\n" if hint else ""))
 
 
+def debug(message: str) -> None:
+    """Print a remark that only `--log-level debug` shows."""
+    if _level == "debug":
+        sys.stderr.write(f"debug: {message}\n")
+
+
 def note(message: str) -> None:
     """Print a remark to stderr, unless only errors are wanted."""
     if _level != "error":

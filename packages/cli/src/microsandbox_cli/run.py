@@ -33,6 +33,7 @@ class Options(NamedTuple):
     entrypoint: str | None
     vmm: str
     require_kvm: bool
+    cold: bool
     quiet: bool
 
 
@@ -123,6 +124,7 @@ def _begin(image: str, options: Options, *, attached: bool, ephemeral: bool) -> 
         entrypoint=None if options.entrypoint is None else _entrypoint(options.entrypoint),
         vmm=options.vmm,
         require_kvm=options.require_kvm,
+        cold=options.cold,
     )
     if options.name is not None:
         _config.check_name(options.name)
@@ -158,6 +160,8 @@ def _variables(given: Sequence[str]) -> dict[str, str]:
 
 def _tell_isolation(sandbox: Sandbox, quiet: bool) -> None:
     """Once per home: emulation must never come unannounced, and never be a nuisance either."""
+    if sandbox.ready is not None and sandbox.ready.cold:
+        report.debug(f"the kernel was booted: {sandbox.ready.cold}")
     if quiet or sandbox.isolation != "emulated":
         return
     marker = Path(environment.home(), "cache", "emulation-announced")

@@ -101,11 +101,29 @@ def temporary_for(path: Path) -> Path:
 
 
 def sweep(directory: Path) -> None:
-    """Remove what writers that were killed in the middle left behind in `directory`.
+    """Remove what writers that were killed in the middle left behind in `directory`."""
+    for leftover in leftovers(directory):
+        remove(leftover)
 
-    Temporary files are named `.NAME.PID-RANDOM.tmp`.
-    """
-    for leftover in directory.glob(".*.tmp"):
-        writer = leftover.name.rsplit(".", 2)[1].partition("-")[0]
+
+def leftovers(directory: Path) -> list[Path]:
+    """What `sweep` would remove. Temporary files and directories are named `.NAME.PID-RANDOM.tmp`."""
+    found = []
+    for path in sorted(directory.glob(".*.tmp")):
+        writer = path.name.rsplit(".", 2)[1].partition("-")[0]
         if writer.isdigit() and not Path("/proc", writer).exists():
-            leftover.unlink(missing_ok=True)
+            found.append(path)
+    return found
+
+
+def remove(path: Path) -> None:
+    """Delete a file, or a directory of files; what is gone already is no error."""
+    try:
+        if path.is_dir() and not path.is_symlink():
+            for file in path.iterdir():
+                file.unlink(missing_ok=True)
+            path.rmdir()
+        else:
+            path.unlink(missing_ok=True)
+    except FileNotFoundError:
+        pass  # another process removes the same

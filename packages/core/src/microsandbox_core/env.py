@@ -12,6 +12,7 @@ MSB_HOME = "MSB_HOME"
 MSB_LIBKRUNFW = "MSB_LIBKRUNFW"
 MSB_QEMU = "MSB_QEMU"
 MSB_KERNEL = "MSB_KERNEL"
+MSB_COLD = "MSB_COLD"
 NO_COLOR = "NO_COLOR"
 
 VARIABLES: dict[str, str] = {
@@ -20,6 +21,7 @@ VARIABLES: dict[str, str] = {
     "Default: searched in $MSB_HOME/lib, then in the system's library directories.",
     MSB_QEMU: "Path or name of the QEMU system emulator. Default: qemu-system-x86_64 on PATH.",
     MSB_KERNEL: "Path of a guest kernel to boot instead of libkrunfw's: an ELF file with a PVH note.",
+    MSB_COLD: "Set to 1: boot every sandbox's kernel rather than start it from a template.",
     NO_COLOR: "Set to anything but the empty string: no colour in any output.",
 }
 

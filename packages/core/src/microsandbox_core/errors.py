@@ -9,6 +9,7 @@
     └── VmmError
         ├── VmmNotFound          no virtual machine monitor on this machine
         ├── SpecInvalid          the machine that was asked for cannot be built
+        ├── TemplateFailed       no template could be made; the machine can still be booted
         └── BootFailed           .stage  .console   the machine did not come up
 
 The agent channel has a tree of its own, `microsandbox_core.channel.ChannelError`.
@@ -83,6 +84,12 @@ class SpecInvalid(VmmError):
     """A `VmSpec` describes a machine that cannot be built."""
 
     code = "spec_invalid"
+
+
+class TemplateFailed(VmmError):
+    """A template could not be made. Never the end of a start: the machine is booted instead."""
+
+    code = "template_failed"
 
 
 class BootFailed(VmmError):

@@ -18,7 +18,8 @@ def list_images(
     paths: StorePaths, on_damaged: Callable[[Reference | None, ImageError], None] | None
 ) -> list[Image]:
     """Return one image per reference, then those without any; see `ImageStore.list`."""
-    if not paths.root.is_dir():
+    # The root may be there and hold other things: nothing has been stored yet then.
+    if not all(directory.is_dir() for directory in (paths.images, paths.refs, paths.rootfs)):
         return []
     found: list[Image] = []
 

@@ -236,6 +236,29 @@ class ImageStore:
                 drop_stale_packs(self._paths)
             return collect(self._paths, work, dry_run=dry_run)
 
+    def leftovers(self) -> builtins.list[Path]:
+        """Return the temporary files and directories whose makers were killed. Changes nothing.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        from microsandbox_oci._workspace import abandoned
+
+        with store_errors("looking for leftovers", self.root):
+            return abandoned(self._paths.tmp)
+
+    def sweep(self) -> None:
+        """Delete what `leftovers` finds; whatever changes the store does so first as well.
+
+        Raises:
+            StoreError: the store cannot be written.
+        """
+        from microsandbox_oci._workspace import sweep
+
+        with store_errors("removing leftovers", self.root):
+            if self._paths.tmp.is_dir():
+                sweep(self._paths.tmp)
+
     def _resolve(self, image: str | Reference) -> tuple[Reference | None, str]:
         """Return the reference, unless ``image`` is a bare digest, and the manifest digest it stands for."""
         if isinstance(image, str) and is_digest(image):

@@ -6,6 +6,7 @@ directory is made and removed after it is gone, so a directory whose lock is fre
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -35,6 +36,32 @@ def workspace(tmp: Path) -> Iterator[Path]:
         shutil.rmtree(directory, ignore_errors=True)
         lock_path.unlink(missing_ok=True)
         os.close(fd)
+
+
+def abandoned(tmp: Path) -> list[Path]:
+    """Return what dead owners left in ``tmp``: directories, and locks that have none. Changes nothing."""
+    found = []
+    names = {path.name.removesuffix(_LOCK_SUFFIX) for path in tmp.iterdir()} if tmp.is_dir() else set()
+    for name in sorted(names):
+        lock_path = tmp / (name + _LOCK_SUFFIX)
+        if len(name) == 16 and not _is_held(lock_path):
+            found += [path for path in (tmp / name, lock_path) if path.exists()]
+    return found
+
+
+def _is_held(lock_path: Path) -> bool:
+    # Not `lock_file`, which would make the file.
+    try:
+        fd = os.open(lock_path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
 
 
 def sweep(tmp: Path) -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         NoHypervisor,
         NotRunning,
         OutcomeUnknown,
+        PoolClosed,
         SandboxError,
         SandboxNotFound,
         StartError,
@@ -33,10 +34,12 @@ if TYPE_CHECKING:
         StillRunning,
     )
     from microsandbox.execution import ExecEvent, ExecHandle, ExecOutput, Stdin, StdinSink
+    from microsandbox.pool import SandboxPool
     from microsandbox.sandbox import Sandbox, SandboxInfo, Status
 
 _HOME = {
     "execution": ("ExecEvent", "ExecHandle", "ExecOutput", "Stdin", "StdinSink"),
+    "pool": ("SandboxPool",),
     "sandbox": ("Sandbox", "SandboxInfo", "Status"),
     "errors": (
         "AlreadyExists",
@@ -53,6 +56,7 @@ _HOME = {
         "NoHypervisor",
         "NotRunning",
         "OutcomeUnknown",
+        "PoolClosed",
         "SandboxError",
         "SandboxNotFound",
         "StartError",
@@ -79,10 +83,12 @@ __all__ = [
     "NoHypervisor",
     "NotRunning",
     "OutcomeUnknown",
+    "PoolClosed",
     "Sandbox",
     "SandboxError",
     "SandboxInfo",
     "SandboxNotFound",
+    "SandboxPool",
     "StartError",
     "StateError",
     "Status",

@@ -36,9 +36,11 @@ _KINDS: Mapping[str, type[StartError | StateError | ConfigError | ImageError]] =
 
 class Ready(NamedTuple):
     """What the supervisor said when the sandbox was up. `timings`: milliseconds since the
-    supervisor began, by step; `agent`: microseconds that agentd took for each step."""
+    supervisor began, by step; `agent`: microseconds that agentd took for each step; `cold`: why the
+    kernel was booted, empty when the sandbox was started from a template."""
 
     isolation: str
+    cold: str
     timings: Mapping[str, float]
     agent: Mapping[str, int]
     vmm_pid: int
@@ -59,7 +61,13 @@ async def wait_ready(pending: Pending) -> Ready:
             code="supervisor",
         )
     if message.get("t") == "ready":
-        return Ready(str(message["isolation"]), message["timings"], message["agent"], int(message["vmm_pid"]))
+        return Ready(
+            str(message["isolation"]),
+            str(message["cold"]),
+            message["timings"],
+            message["agent"],
+            int(message["vmm_pid"]),
+        )
     text, hint = str(message.get("message")), message.get("hint")
     if message.get("kind") == "BootFailed":
         raise BootFailed(

@@ -26,7 +26,7 @@ _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, None: 1.0}
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxConfig:
     """A sandbox as it was asked for. `env` holds what is added to the image's; `entrypoint` and
-    `cmd` replace the image's when they are not None; `max_seconds` is None for no limit."""
+    `cmd` replace the image's when they are not None; `cold` boots the kernel instead of using a template."""
 
     cpus: int = DEFAULT_CPUS
     memory_mib: int = DEFAULT_MEMORY_MIB
@@ -38,6 +38,7 @@ class SandboxConfig:
     cmd: tuple[str, ...] | None = None
     vmm: str = "auto"
     require_kvm: bool = False
+    cold: bool = False
     labels: tuple[tuple[str, str], ...] = field(default=())
 
     def pack(self) -> bytes:

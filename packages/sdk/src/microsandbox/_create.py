@@ -6,8 +6,11 @@ import os
 import secrets
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+from microsandbox_core import env
 
 from microsandbox._config import SandboxConfig
 from microsandbox._directory import SandboxDirectory, sweep
@@ -107,14 +110,16 @@ def begin(
     return Pending(home, record, config, image, directory, supervisor, attached, True, begun)
 
 
-def begin_again(home: Path, name: str, *, attached: bool = False) -> Pending:
-    """Start the supervisor of a sandbox that exists and is stopped.
+def begin_again(home: Path, name: str, *, attached: bool = False, cold: bool = False) -> Pending:
+    """Start the supervisor of a sandbox that exists and is stopped; `cold` is for this start only.
 
     Raises `SandboxNotFound`, `StillRunning`, and what `begin` raises.
     """
     begun = time.monotonic()
     record = find(home, name)
     config = SandboxConfig.unpack(record.config)
+    if cold:
+        config = replace(config, cold=True)
     directory = SandboxDirectory(home, record.id)
     image = image_of(home, record)
     lock = directory.try_lock()
@@ -157,6 +162,7 @@ def _launch(
         ephemeral=record.ephemeral,
         vmm=config.vmm,
         require_kvm=config.require_kvm,
+        cold=config.cold or (env.value(env.MSB_COLD) or "0") != "0",
     )
     return launch(asked, directory, lock, pin)
 

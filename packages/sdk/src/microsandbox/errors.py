@@ -20,6 +20,7 @@
     │   ├── ExecFailed           .kind
     │   ├── ExecTimeout          .output
     │   └── OutcomeUnknown
+    ├── PoolClosed               a pool gives out no sandboxes any more, or not yet
     └── StateError               the state directory or its database cannot be used
 """
 
@@ -161,6 +162,12 @@ class OutcomeUnknown(ExecError):
     """The connection was lost after the command had been sent: it may or may not have run."""
 
     code = "outcome_unknown"
+
+
+class PoolClosed(MicrosandboxError):
+    """A pool has been closed, or has not been entered yet."""
+
+    code = "pool_closed"
 
 
 class StateError(MicrosandboxError):

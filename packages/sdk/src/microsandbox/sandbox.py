@@ -103,13 +103,15 @@ class Sandbox:
         detached: bool = False,
         vmm: str = "auto",
         require_kvm: bool = False,
+        cold: bool = False,
     ) -> Self:
         """Create a sandbox and wait until it runs.
 
         `image` is a loaded reference, a root file system directory (``./dir``), or an archive or
         layout with its prefix. `memory` is in MiB, or text such as ``1G``. A sandbox without a name
         is ephemeral unless `ephemeral` says otherwise: it is removed when it stops. A sandbox that
-        is not `detached` ends with this process.
+        is not `detached` ends with this process. `cold`: boot the kernel rather than start from a
+        template.
 
         Raises `ConfigError`, `ImageError`, `AlreadyExists`, `StartError`, `StateError`.
         """
@@ -124,6 +126,7 @@ class Sandbox:
             cmd=None if cmd is None else tuple(cmd),
             vmm=vmm,
             require_kvm=require_kvm,
+            cold=cold,
             labels=tuple((labels or {}).items()),
         )
         if name is not None:
@@ -145,10 +148,15 @@ class Sandbox:
         return await cls.adopt(await _begun(begin))
 
     @classmethod
-    async def start(cls, name: str, *, detached: bool = True) -> Self:
-        """Start a stopped sandbox. Raises `SandboxNotFound`, `StillRunning`, `StartError`."""
+    async def start(cls, name: str, *, detached: bool = True, cold: bool = False) -> Self:
+        """Start a stopped sandbox; `cold` as in `create`, for this start only.
+
+        Raises `SandboxNotFound`, `StillRunning`, `StartError`.
+        """
         home = environment.home()
-        return await cls.adopt(await _begun(lambda: _create.begin_again(home, name, attached=not detached)))
+        return await cls.adopt(
+            await _begun(lambda: _create.begin_again(home, name, attached=not detached, cold=cold))
+        )
 
     @classmethod
     async def adopt(cls, pending: Pending) -> Self:

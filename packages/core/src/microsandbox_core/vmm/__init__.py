@@ -6,5 +6,17 @@ returns a running `Vm` whose sockets are already connected.
 
 from microsandbox_core.vmm._select import choose
 from microsandbox_core.vmm._spec import Capability, Disk, DiskFormat, Isolation, Vm, Vmm, VmSpec
+from microsandbox_core.vmm._start import ensure_template, start
 
-__all__ = ["Capability", "Disk", "DiskFormat", "Isolation", "Vm", "VmSpec", "Vmm", "choose"]
+__all__ = [
+    "Capability",
+    "Disk",
+    "DiskFormat",
+    "Isolation",
+    "Vm",
+    "VmSpec",
+    "Vmm",
+    "choose",
+    "ensure_template",
+    "start",
+]

@@ -12,6 +12,7 @@ from microsandbox_core.errors import BootFailed
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _PR_SET_NO_NEW_PRIVS = 38
+_PR_SET_THP_DISABLE = 41
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -83,6 +84,8 @@ def _become(
         os._exit(127)
     if _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl")
+    # QEMU asks for huge pages for translated code: memory that most sandboxes never fill. Old kernels refuse.
+    _libc.prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     for number in (signal.SIGPIPE, signal.SIGINT, signal.SIGTERM):

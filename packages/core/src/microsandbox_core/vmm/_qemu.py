@@ -3,22 +3,39 @@
 The process is given open descriptors instead of paths wherever QEMU takes them: disks through
 `-add-fd` sets (a VMDK descriptor is rewritten to name them), sockets by number. What remains is
 `-kernel`, which QEMU opens by name.
+
+A template is made by booting the machine with placeholders for the disks that a sandbox brings, its
+memory in a shared file, and saving the device state when agentd waits for its configuration. It is started
+by mapping that memory privately and loading the state (QEMU: migration with `x-ignore-shared`). QEMU does
+not compare the sizes of disks on loading, so the placeholders only have to be larger than any disk.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+import select
 import shutil
 import socket
+import time
 from pathlib import Path
+from typing import Any
 
 from microsandbox_core import env
-from microsandbox_core.errors import BootFailed, SpecInvalid, VmmNotFound
+from microsandbox_core.artifacts import identity
+from microsandbox_core.errors import BootFailed, SpecInvalid, TemplateFailed, VmmNotFound
+from microsandbox_core.templates import Template
+from microsandbox_core.vmm._monitor import load_commands, save
 from microsandbox_core.vmm._process import Child, spawn
 from microsandbox_core.vmm._spec import Capability, Disk, DiskFormat, Isolation, VmSpec
 from microsandbox_core.vmm._vmdk import read_extents, write_descriptor
 
 BINARY = "qemu-system-x86_64"
+
+_PLACEHOLDER_SIZE = 16 << 40
+"""Bytes that a disk has in a template, as the guest goes on to believe: more than any file can have."""
+
+_FORMAT = "1"  # part of every template's key: of how they are made and started
 
 _KERNEL_ARGUMENTS = (
     "console=hvc0",
@@ -49,12 +66,20 @@ class QemuVm:
     """A running QEMU; see `Vm`."""
 
     def __init__(
-        self, child: Child, isolation: Isolation, agent: socket.socket, console: socket.socket
+        self,
+        child: Child,
+        isolation: Isolation,
+        agent: socket.socket,
+        console: socket.socket,
+        monitor: socket.socket | None = None,
+        template: str | None = None,
     ) -> None:
         self._child = child
+        self._monitor = monitor
         self.isolation = isolation
         self.agent = agent
         self.console = console
+        self.template = template
 
     @property
     def pid(self) -> int:
@@ -65,6 +90,12 @@ class QemuVm:
     def pidfd(self) -> int:
         """Becomes readable when QEMU has ended."""
         return self._child.pidfd
+
+    def started(self) -> None:
+        """Close the connection by which its state was loaded: nothing is asked of it any more."""
+        if self._monitor is not None:
+            self._monitor.close()
+            self._monitor = None
 
     def kill(self) -> None:
         """End it at once."""
@@ -79,23 +110,132 @@ class Qemu:
     """The driver; see `Vmm`."""
 
     name = "qemu"
-    capabilities: frozenset[Capability] = frozenset()
+    capabilities: frozenset[Capability] = frozenset({Capability.TEMPLATE})
 
-    def __init__(self, binary: Path, *, kvm: bool) -> None:
+    def __init__(self, binary: Path, *, kvm: bool, tsc_khz: int | None = None) -> None:
+        """`tsc_khz`: the host's counter, for a translated guest (see `_tsc`)."""
         self.binary = binary
+        self._clock = () if kvm or tsc_khz is None else (f"tsc_early_khz={tsc_khz}", "tsc=reliable")
         self.isolation = Isolation.KVM if kvm else Isolation.EMULATED
 
     def start(self, spec: VmSpec) -> QemuVm:
         """Start the machine; see `Vmm.start`."""
         spec.check()
         files: list[int] = []
+        try:
+            disks = self._disks(spec, files)
+            return self._spawn(spec, disks, files, [])
+        finally:
+            for descriptor in files:
+                os.close(descriptor)
+
+    def start_template(self, spec: VmSpec, template: Template) -> QemuVm:
+        """Start the machine from a template whose key is `template_key(spec, ...)`; see `Vmm`."""
+        spec.check()
+        files: list[int] = []
+        ours, theirs = socket.socketpair()
+        try:
+            disks = self._disks(spec, files)
+            vm = self._spawn(
+                spec,
+                disks,
+                [*files, template.memory, template.state, theirs.fileno()],
+                [*_monitor(theirs.fileno()), "-incoming", "defer"],
+                memory=f"/proc/self/fd/{template.memory},share=off",
+                monitor=ours,
+                template=template.key,
+            )
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+            for descriptor in files:
+                os.close(descriptor)
+        try:
+            ours.sendall(load_commands(template.state))
+        except OSError:
+            pass  # it has ended, which is noticed where it is waited for
+        return vm
+
+    def template_key(self, spec: VmSpec, kernel: str, boot_disk: str) -> str:
+        """64 hex digits for everything that a template and the machine started from it have in common.
+
+        `kernel` and `boot_disk` are their digests.
+        """
+        arguments = self._arguments(spec, _placeholders(spec), "memory", 0, 0)
+        arguments[arguments.index("-kernel") + 1] = kernel
+        processor = _processor() if self.isolation is Isolation.KVM else ""
+        parts = [_FORMAT, identity(self.binary), processor, boot_disk, *arguments]
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+    def make_template(self, spec: VmSpec, directory: Path, *, seconds: float) -> None:
+        """Boot the machine and write `memory` and `state` into `directory`. Raises `TemplateFailed`."""
+        spec.check()
+        end = time.monotonic() + seconds
+        files: list[int] = []
+        ours, theirs = socket.socketpair()
+        try:
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            memory = os.open(directory / "memory", flags, 0o600)
+            files.append(memory)
+            os.ftruncate(memory, spec.memory_mib << 20)
+            state = os.open(directory / "state", flags, 0o600)
+            files.append(state)
+            boot = _disk_arguments(0, Disk(path=spec.boot_disk, read_only=True), files)
+            vm = self._spawn(
+                spec,
+                [*boot, *_placeholders(spec)],
+                [*files, theirs.fileno()],
+                _monitor(theirs.fileno()),
+                memory=f"/proc/self/fd/{memory},share=on",
+            )
+            theirs.close()
+            try:
+                _await_agent(vm, end)
+                save(ours, state, deadline=end)
+                if not select.select([vm.pidfd], [], [], max(0.0, end - time.monotonic()))[0]:
+                    raise TemplateFailed("QEMU did not end when its state was saved")
+            finally:
+                vm.kill()
+                vm.reap()
+                vm.agent.close()
+                vm.console.close()
+        except OSError as error:
+            raise TemplateFailed(f"{directory}: {error.strerror}") from error
+        except BootFailed as error:
+            raise TemplateFailed(str(error)) from error
+        finally:
+            ours.close()
+            theirs.close()
+            for descriptor in files:
+                os.close(descriptor)
+
+    def _disks(self, spec: VmSpec, files: list[int]) -> list[str]:
+        boot = Disk(path=spec.boot_disk, read_only=True)
+        arguments = []
+        for number, disk in enumerate((boot, *spec.disks)):
+            arguments += _disk_arguments(number, disk, files)
+        return arguments
+
+    def _spawn(
+        self,
+        spec: VmSpec,
+        disks: list[str],
+        files: list[int],
+        more: list[str],
+        *,
+        memory: str | None = None,
+        monitor: socket.socket | None = None,
+        template: str | None = None,
+    ) -> QemuVm:
         agent, agent_peer = socket.socketpair()
         console, console_peer = socket.socketpair()
         try:
-            arguments = self._arguments(spec, files, agent_peer.fileno(), console_peer.fileno())
+            numbers = (agent_peer.fileno(), console_peer.fileno())
             child = spawn(
-                arguments,
-                inherit=[*files, agent_peer.fileno(), console_peer.fileno()],
+                [*self._arguments(spec, disks, memory, *numbers), *more],
+                inherit=[*files, *numbers],
                 output=console_peer.fileno(),
             )
         except BaseException:
@@ -105,29 +245,31 @@ class Qemu:
         finally:
             agent_peer.close()
             console_peer.close()
-            for descriptor in files:
-                os.close(descriptor)
-        return QemuVm(child, self.isolation, agent, console)
+        return QemuVm(child, self.isolation, agent, console, monitor, template)
 
-    def _arguments(self, spec: VmSpec, files: list[int], agent: int, console: int) -> list[str]:
+    def _arguments(
+        self, spec: VmSpec, disks: list[str], memory: str | None, agent: int, console: int
+    ) -> list[str]:
         kvm = self.isolation is Isolation.KVM
-        arguments = [
+        # Under TCG the timer and interrupt controller of old are needed for a stable clock.
+        machine = f"microvm,acpi=off,rtc=on,pit=on,pic=on,accel={'kvm' if kvm else 'tcg'}"
+        file = []
+        if memory is not None:
+            machine += ",memory-backend=ram"
+            file = ["-object", f"memory-backend-file,id=ram,size={spec.memory_mib}M,mem-path={memory}"]
+        return [
             str(self.binary),
             "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
             "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
-            # Under TCG the timer and interrupt controller of old are needed for a stable clock.
-            "-machine", f"microvm,acpi=off,rtc=on,pit=on,pic=on,accel={'kvm' if kvm else 'tcg'}",
+            "-machine", machine,
             "-cpu", "host" if kvm else "max",
             "-smp", str(spec.vcpus),
             "-m", f"{spec.memory_mib}M",
+            *file,
             "-global", "virtio-mmio.force-legacy=false",
             "-kernel", str(spec.kernel),
-            "-append", " ".join(_KERNEL_ARGUMENTS),
-        ]  # fmt: skip
-        boot = Disk(path=spec.boot_disk, read_only=True)
-        for number, disk in enumerate((boot, *spec.disks)):
-            arguments += _disk_arguments(number, disk, files)
-        arguments += [
+            "-append", " ".join((*_KERNEL_ARGUMENTS, *self._clock)),
+            *disks,
             "-device", "virtio-serial-device,max_ports=31",
             "-chardev", f"socket,id=console,fd={console}",
             "-device", "virtconsole,chardev=console",
@@ -135,7 +277,56 @@ class Qemu:
             "-device", "virtserialport,chardev=agent,name=msb.agent",
             "-device", "virtio-rng-device",
         ]  # fmt: skip
-        return arguments
+
+
+def _monitor(descriptor: int) -> list[str]:
+    return ["-chardev", f"socket,id=monitor,fd={descriptor}", "-mon", "chardev=monitor,mode=control"]
+
+
+def _placeholders(spec: VmSpec) -> list[str]:
+    """Empty disks in the places of those that `spec` has after the boot disk."""
+    arguments = []
+    for number, disk in enumerate(spec.disks, start=1):
+        read_only = "on" if disk.read_only else "off"
+        node = f"driver=null-co,node-name=disk{number},size={_PLACEHOLDER_SIZE},read-zeroes=on"
+        arguments += ["-blockdev", f"{node},read-only={read_only}", *_disk_device(number)]
+    return arguments
+
+
+def _disk_device(number: int) -> list[str]:
+    return ["-device", f"virtio-blk-device,drive=disk{number}"]
+
+
+def _processor() -> str:
+    """What of the host's processor a guest with `-cpu host` has seen."""
+    wanted = ("vendor_id", "cpu family", "model", "stepping", "microcode", "flags")
+    lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
+    return "\n".join(line for line in lines if line.partition("\t")[0].strip() in wanted)
+
+
+def _await_agent(vm: QemuVm, end: float) -> None:
+    """Wait until agentd has answered and so has nothing left to do. Raises `TemplateFailed`."""
+    from microsandbox_core.channel import ChannelError, HelloReceived, HostConnection
+
+    connection = HostConnection("template")
+    vm.agent.sendall(b"".join(connection.output()))
+    printed = b""
+    while (left := end - time.monotonic()) > 0:
+        watched: list[Any] = [vm.agent, vm.console, vm.pidfd]
+        ready, _, _ = select.select(watched, [], [], left)
+        if vm.agent in ready:
+            try:
+                events = connection.receive(vm.agent.recv(1 << 16))
+            except ChannelError as error:
+                raise TemplateFailed(f"agentd: {error}") from error
+            if any(isinstance(event, HelloReceived) for event in events):
+                return
+        if vm.console in ready:
+            printed = (printed + vm.console.recv(1 << 16))[-4096:]
+        if vm.pidfd in ready:
+            said = printed.decode(errors="replace").strip().splitlines()
+            raise TemplateFailed("the machine ended while it booted" + (f": {said[-1]}" if said else ""))
+    raise TemplateFailed("agentd did not answer in time")
 
 
 def _disk_arguments(number: int, disk: Disk, files: list[int]) -> list[str]:
@@ -164,7 +355,7 @@ def _disk_arguments(number: int, disk: Disk, files: list[int]) -> list[str]:
     if not disk.read_only:
         options.append("discard=unmap")
     options += ["file.driver=file", f"file.filename={name}"]
-    arguments += ["-blockdev", ",".join(options), "-device", f"virtio-blk-device,drive=disk{number}"]
+    arguments += ["-blockdev", ",".join(options), *_disk_device(number)]
     return arguments
 
 

@@ -10,6 +10,7 @@ from microsandbox_core.kernel import Kernel
 from microsandbox_core.vmm._probe import kvm_verdict
 from microsandbox_core.vmm._qemu import Qemu, find_qemu
 from microsandbox_core.vmm._spec import Vmm
+from microsandbox_core.vmm._tsc import tsc_khz
 
 
 def choose(
@@ -35,4 +36,4 @@ def choose(
         raise VmmError(
             f"KVM is required and cannot be used: {verdict.reason}", hint=verdict.fix, code="no_kvm"
         )
-    return Qemu(binary, kvm=verdict.usable)
+    return Qemu(binary, kvm=verdict.usable, tsc_khz=None if verdict.usable else tsc_khz(home))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from microsandbox_core.errors import SpecInvalid
+from microsandbox_core.templates import Template
 
 
 class DiskFormat(StrEnum):
@@ -95,6 +96,13 @@ class Vm(Protocol):
     def console(self) -> socket.socket:
         """Stream socket from which the guest kernel's log and the VMM's messages are read."""
 
+    @property
+    def template(self) -> str | None:
+        """The key of the template it was started from; None if its kernel was booted."""
+
+    def started(self) -> None:
+        """To be called when agentd has answered."""
+
     def kill(self) -> None:
         """End the VMM at once, without the guest's help. Does nothing if it has ended."""
 
@@ -119,3 +127,23 @@ class Vmm(Protocol):
 
     def start(self, spec: VmSpec) -> Vm:
         """Start the machine. Raises `SpecInvalid` or `BootFailed` (stage ``spawn``)."""
+
+    def start_template(self, spec: VmSpec, template: Template) -> Vm:
+        """Start the machine from a template made for it. Raises what `start` raises; whether the
+        state could be loaded shows in that agentd answers, or the VMM ends."""
+
+    def make_template(self, spec: VmSpec, directory: Path, *, seconds: float) -> None:
+        """Boot the machine, save it when agentd waits for its configuration, and end it.
+
+        Leaves `memory` and `state` in `directory`. Raises `TemplateFailed`, also after `seconds`.
+        """
+
+    def template_key(self, spec: VmSpec, kernel: str, boot_disk: str) -> str:
+        """64 hex digits for all that a template and the machines started from it have in common.
+
+        `kernel` and `boot_disk` are the digests of the two files.
+        """
+
+    @property
+    def binary(self) -> Path:
+        """The program that runs the machine."""

@@ -20,16 +20,21 @@ from microsandbox_core import env
 from microsandbox_core.bootdisk import ensure_boot_disk
 from microsandbox_core.errors import BootFailed, CoreError
 from microsandbox_core.kernel import ensure_kernel
+from microsandbox_core.templates import Templates
 from microsandbox_core.upper import create_upper
-from microsandbox_core.vmm import Disk, DiskFormat, Vm, VmSpec, choose
+from microsandbox_core.vmm import Vm, choose, start
 
 from microsandbox._directory import SandboxDirectory
 from microsandbox._launch import MESSAGE_LIMIT, Launch
+from microsandbox._machine import machine
 from microsandbox.errors import MicrosandboxError
 from microsandbox.supervisor._console import Console
 
 BOOT_DEADLINE = 60.0
 """Seconds from the VMM's start to agentd's answer. Emulated on a busy machine, a boot may take ten."""
+
+TEMPLATE_DEADLINE = 20.0
+"""Seconds for the same from a template, which takes a thirtieth of a boot; then the kernel is booted."""
 
 CONFIGURE_DEADLINE = 30.0
 HEARTBEAT_INTERVAL = 10.0
@@ -45,6 +50,10 @@ def read_launch(packed: bytes) -> Launch:
     """The configuration as the creator packed it."""
     values = msgpack.unpackb(packed, unicode_errors="surrogateescape")
     return Launch(**values)
+
+
+class _TemplateLost(Exception):
+    """The VM started from a template does not answer."""
 
 
 class Supervision:
@@ -64,15 +73,21 @@ class Supervision:
         self._began = time.monotonic()
         self._ready = False
         self._reason = "stopped"
+        self._answered: Vm | None = None
         self._vm: Vm | None = None
+        self._cold = ""
 
     # ------------------------------------------------------------------------------------------- life
 
     def run(self) -> int:
         """Start the VM, serve it, end it."""
         try:
-            self._vm = self._start_vm()
-            self._serve(self._vm)
+            self._vm = self._start_vm(cold=self._launch.cold)
+            try:
+                self._serve(self._vm)
+            except _TemplateLost as lost:
+                self._vm = self._start_without(self._vm, lost)
+                self._serve(self._vm)
         except (CoreError, MicrosandboxError) as error:
             self._fail(error)
         except OSError as error:
@@ -81,7 +96,18 @@ class Supervision:
             self._finish()
         return 0
 
-    def _start_vm(self) -> Vm:
+    def _start_without(self, vm: Vm, lost: _TemplateLost) -> Vm:
+        """Give up a template that gave a VM which does not answer, and boot."""
+        self._drain_console()
+        vm.kill()
+        vm.reap()
+        if vm.template is not None:
+            Templates(self._home).remove(vm.template)
+        booted = self._start_vm(cold=True)
+        self._cold = f"the template was given up: {lost}"
+        return booted
+
+    def _start_vm(self, *, cold: bool) -> Vm:
         launch = self._launch
         kernel_path = env.path(env.MSB_KERNEL)
         kernel = ensure_kernel(self._home, kernel=kernel_path)
@@ -92,17 +118,16 @@ class Supervision:
         if not upper.exists():
             create_upper(self._home, upper)
         self._mark("upper")
-        spec = VmSpec(
-            kernel=kernel.path,
-            boot_disk=boot_disk.path,
-            disks=(
-                Disk(path=Path(launch.image_disk), format=DiskFormat.VMDK, read_only=True),
-                Disk(path=upper, scratch=launch.ephemeral),
-            ),
-            vcpus=launch.cpus,
+        spec = machine(
+            kernel,
+            boot_disk,
+            Path(launch.image_disk),
+            upper,
+            scratch=launch.ephemeral,
+            cpus=launch.cpus,
             memory_mib=launch.memory_mib,
         )
-        vm = driver.start(spec)
+        vm = start(self._home, driver, spec, kernel, boot_disk, cold=cold, note=self._note_cold)
         self._mark("spawn")
         # What the sandbox really gets, for everyone who asks later: the choice may differ at the next start.
         self._directory.isolation_record.write_text(vm.isolation)
@@ -134,12 +159,14 @@ class Supervision:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda *_: None)
         self._server.watch(self._signalled.fileno(), self._on_signal)
+        seconds = BOOT_DEADLINE if vm.template is None else TEMPLATE_DEADLINE
         self._deadline = self._server.call_later(
-            BOOT_DEADLINE,
-            lambda: self._give_up("boot", f"agentd did not answer within {BOOT_DEADLINE:.0f} s"),
+            seconds, lambda: self._no_answer(vm, f"agentd did not answer within {seconds:.0f} s")
         )
         self._mark("serve")
         lost = self._server.run()
+        if lost is not None and self._answered is not vm:
+            self._no_answer(vm, f"the guest ended before it was ready ({lost})")
         if lost is not None and not self._ready:
             raise self._boot_failed("boot", f"the guest ended before it was ready ({lost})")
         if lost is not None:
@@ -157,7 +184,10 @@ class Supervision:
     # --------------------------------------------------------------------------------------- the start
 
     def _configure(self) -> None:
-        self._mark("boot")
+        assert self._vm is not None
+        self._vm.started()
+        self._answered = self._vm
+        self._mark("boot" if self._vm.template is None else "restore")
         self._deadline.cancel()
         self._deadline = self._server.call_later(
             CONFIGURE_DEADLINE,
@@ -197,6 +227,7 @@ class Supervision:
             {
                 "t": "ready",
                 "isolation": str(self._vm.isolation),
+                "cold": self._cold,
                 "timings": self._timings,
                 "agent": timings if isinstance(timings, dict) else {},
                 "vmm_pid": self._vm.pid,
@@ -215,7 +246,8 @@ class Supervision:
 
         deadline = self._server.call_later(HEARTBEAT_DEADLINE, self._lose)
         try:
-            self._relay.open("ping", None, answered)
+            # With the time, from which a guest strays that is emulated on a busy machine.
+            self._relay.open("ping", {"time_ns": time.time_ns()}, answered)
         except TooManyStreams:
             # Clients use all there are: the next time will do.
             deadline.cancel()
@@ -226,6 +258,14 @@ class Supervision:
     def _lose(self) -> None:
         self._reason = f"the guest did not answer for {HEARTBEAT_DEADLINE:.0f} s"
         self._server.stop()
+
+    def _no_answer(self, vm: Vm, message: str) -> None:
+        if vm.template is not None:
+            raise _TemplateLost(message)
+        self._give_up("boot", message)
+
+    def _note_cold(self, reason: str) -> None:
+        self._cold = reason
 
     def _give_up(self, stage: str, message: str) -> None:
         raise self._boot_failed(stage, message)

@@ -1,0 +1,277 @@
+"""The cache of VM templates: machines that were booted once and are started by mapping their memory.
+
+A template is a directory `cache/templates/<key>/` with three files: `memory` (the guest's RAM, sparse,
+as long as the machine has memory), `state` (the VMM's device state) and `record`. Its key is the SHA-256
+of everything that must be the same when it is started again; see `Qemu.template_key`.
+
+Nothing in the two big files can be checked in a few milliseconds by reading them, so they are trusted
+only in the condition in which their maker left them: `record` holds device, inode, size and both times of
+each (the change time cannot be set by a program) and the host's boot id. A template that was written to,
+truncated, copied from elsewhere or made before the host's last boot is removed and made again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from microsandbox_core.artifacts import identity, prepare, remove, temporary_for
+from microsandbox_core.errors import CoreError, StorageError
+
+LIMIT = 12
+"""Templates that are kept; beyond it the least recently used ones go. Each takes 60 MB and more."""
+
+_VERSION = "1"
+
+
+class Template(NamedTuple):
+    """A verified template, its files open: they stay readable when the template is removed."""
+
+    key: str
+    memory: int
+    state: int
+
+    def close(self) -> None:
+        """Close both descriptors."""
+        os.close(self.memory)
+        os.close(self.state)
+
+
+class TemplateInfo(NamedTuple):
+    """A template in the cache. `size`: bytes allocated on the host's disk; `used`: seconds since the
+    epoch at its last start; `current`: whether a start can use it with what is installed now."""
+
+    key: str
+    path: Path
+    size: int
+    used: float
+    vcpus: int
+    memory_mib: int
+    current: bool
+
+
+class Templates:
+    """The templates of one home."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self.directory = home / "cache" / "templates"
+
+    def find(self, key: str) -> Template | None:
+        """The template, verified and open; None if there is none. What cannot be trusted is removed."""
+        path = self.directory / key
+        try:
+            memory = os.open(path / "memory", os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            if path.exists():
+                self.remove(key)
+            return None
+        except OSError:
+            self.remove(key)
+            return None
+        try:
+            state = os.open(path / "state", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            os.close(memory)
+            self.remove(key)
+            return None
+        template = Template(key, memory, state)
+        # The descriptors are looked at and not the names: what was checked is what will be mapped.
+        if _read_record(path).get("files") != _files(memory, state):
+            template.close()
+            self.remove(key)
+            return None
+        try:
+            os.utime(path)
+        except OSError:
+            pass  # read-only: then nothing is removed there either
+        return template
+
+    def temporary(self, key: str) -> Path:
+        """A new directory in which a template can be made; swept later if its maker dies."""
+        path = temporary_for(self.directory / key)
+        prepare(self.directory)
+        try:
+            path.mkdir(mode=0o700)
+        except OSError as error:
+            raise StorageError.from_os("create", path, error) from error
+        return path
+
+    def publish(self, key: str, made: Path, *, basis: str, vcpus: int, memory_mib: int) -> None:
+        """Make the finished `memory` and `state` in `made` the template of this key.
+
+        `basis` names what is installed, to tell later whether it still is. Raises `StorageError`.
+        """
+        path = self.directory / key
+        try:
+            record = (
+                f"version {_VERSION}\n"
+                f"files {_named_files(made)}\n"
+                f"basis {basis}\n"
+                f"vcpus {vcpus}\n"
+                f"memory_mib {memory_mib}\n"
+            )
+            (made / "record").write_text(record)
+            if path.exists():
+                remove(path)
+            made.rename(path)
+        except OSError as error:
+            raise StorageError.from_os("write", path, error) from error
+        for old in self.list()[:-LIMIT]:
+            self.remove(old.key)
+
+    def list(self) -> list[TemplateInfo]:
+        """Every template, least recently used first."""
+        found = []
+        basis = _present_basis(self._home)
+        for path in _directories(self.directory):
+            record = _read_record(path)
+            try:
+                size = sum(file.stat().st_blocks * 512 for file in path.iterdir())
+                used = path.stat().st_mtime
+                intact = record.get("files") == _named_files(path)
+            except OSError:
+                if not path.exists():
+                    continue  # removed in the meantime
+                size, used, intact = 0, 0.0, False
+            current = intact and record.get("basis") == basis
+            found.append(
+                TemplateInfo(
+                    path.name, path, size, used, _number(record.get("vcpus")),
+                    _number(record.get("memory_mib")), current,
+                )
+            )  # fmt: skip
+        return sorted(found, key=lambda info: info.used)
+
+    def remove(self, key: str) -> None:
+        """Delete a template; machines started from it run on. Raises `StorageError`."""
+        path = self.directory / key
+        aside = temporary_for(path)
+        try:
+            # Away at once, so that nobody meets half of it.
+            path.rename(aside)
+            remove(aside)
+        except FileNotFoundError:
+            pass  # another process was faster
+        except OSError as error:
+            raise StorageError.from_os("remove", path, error) from error
+
+    @contextmanager
+    def making(self, key: str, *, wait: float) -> Iterator[bool]:
+        """Hold the right to make this template, or False if another process has kept it for `wait`
+        seconds. For the main thread: waiting ends by SIGALRM. Raises `StorageError`."""
+        lock = self.directory / f".{key}.lock"
+        try:
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor = _locked(lock, wait)
+        except OSError as error:
+            raise StorageError.from_os("open", lock, error) from error
+        try:
+            yield descriptor is not None
+        finally:
+            if descriptor is not None:
+                # Still ours: who waits for it looks whether the name is still there.
+                lock.unlink(missing_ok=True)
+                os.close(descriptor)
+
+
+def basis_of(kernel: str, boot_disk: str, vmm: Path) -> str:
+    """What of this installation a template depends on: two digests and the VMM's file."""
+    return f"{kernel} {boot_disk} {identity(vmm)}"
+
+
+def _present_basis(home: Path) -> str | None:
+    """The basis of templates that would be made now; None if none could be."""
+    from microsandbox_core import env
+    from microsandbox_core.bootdisk import ensure_boot_disk
+    from microsandbox_core.kernel import ensure_kernel
+    from microsandbox_core.vmm._qemu import find_qemu
+
+    try:
+        kernel = ensure_kernel(home, kernel=env.path(env.MSB_KERNEL))
+        return basis_of(kernel.digest, ensure_boot_disk(home).digest, find_qemu())
+    except (CoreError, OSError):
+        return None
+
+
+def _locked(lock: Path, wait: float) -> int | None:
+    while True:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if not _flock_within(descriptor, wait):
+            os.close(descriptor)
+            return None
+        try:
+            if os.fstat(descriptor).st_ino == lock.stat().st_ino:
+                return descriptor
+        except FileNotFoundError:
+            pass
+        os.close(descriptor)  # its holder removed it when it was done
+
+
+def _flock_within(descriptor: int, seconds: float) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        pass
+
+    def over(*_: object) -> None:
+        raise TimeoutError
+
+    previous = signal.signal(signal.SIGALRM, over)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        return True
+    except TimeoutError:
+        return False
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def _files(memory: int, state: int) -> str:
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{_identity(os.fstat(memory))} {_identity(os.fstat(state))} {boot}"
+
+
+def _named_files(path: Path) -> str:
+    memory = os.open(path / "memory", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        state = os.open(path / "state", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return _files(memory, state)
+        finally:
+            os.close(state)
+    finally:
+        os.close(memory)
+
+
+def _identity(found: os.stat_result) -> str:
+    return f"{found.st_dev}:{found.st_ino}:{found.st_size}:{found.st_mtime_ns}:{found.st_ctime_ns}"
+
+
+def _read_record(path: Path) -> dict[str, str]:
+    """The record's lines by their first word; empty when there is none, or one of another version."""
+    try:
+        text = (path / "record").read_text()
+    except (OSError, UnicodeDecodeError):
+        return {}
+    lines = dict(line.partition(" ")[::2] for line in text.splitlines())
+    return lines if lines.get("version") == _VERSION else {}
+
+
+def _directories(parent: Path) -> list[Path]:
+    try:
+        return [path for path in parent.iterdir() if not path.name.startswith(".") and path.is_dir()]
+    except OSError:
+        return []
+
+
+def _number(text: str | None) -> int:
+    return int(text) if text and text.isdigit() else 0

@@ -1,0 +1,49 @@
+"""The machine that every sandbox gets, and the template that most of them start from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from microsandbox_core import env
+from microsandbox_core.bootdisk import BootDisk, ensure_boot_disk
+from microsandbox_core.kernel import Kernel, ensure_kernel
+from microsandbox_core.vmm import Disk, DiskFormat, VmSpec, choose, ensure_template
+
+from microsandbox._config import DEFAULT_CPUS, DEFAULT_MEMORY_MIB
+
+
+def machine(
+    kernel: Kernel,
+    boot_disk: BootDisk,
+    image: Path,
+    upper: Path,
+    *,
+    scratch: bool = False,
+    cpus: int = DEFAULT_CPUS,
+    memory_mib: int = DEFAULT_MEMORY_MIB,
+) -> VmSpec:
+    """A sandbox's machine: /dev/vdb is the image, /dev/vdc the upper. `scratch`: nobody will read the
+    upper when the machine has ended."""
+    return VmSpec(
+        kernel=kernel.path,
+        boot_disk=boot_disk.path,
+        disks=(
+            Disk(path=image, format=DiskFormat.VMDK, read_only=True),
+            Disk(path=upper, scratch=scratch),
+        ),
+        vcpus=cpus,
+        memory_mib=memory_mib,
+    )
+
+
+def ensure_default_template(home: Path) -> bool:
+    """Make the template of sandboxes of the default size if it is missing; whether it was made.
+
+    Raises `CoreError`.
+    """
+    kernel = ensure_kernel(home, kernel=env.path(env.MSB_KERNEL))
+    boot_disk = ensure_boot_disk(home)
+    driver = choose(home, kernel, boot_disk)
+    # A template has no disks of a sandbox, only places for them.
+    nowhere = Path("/nonexistent")
+    return ensure_template(home, driver, machine(kernel, boot_disk, nowhere, nowhere), kernel, boot_disk)

@@ -1,0 +1,175 @@
+"""Starting without booting: what is shared between sandboxes of one template, and what must not be."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from microsandbox_core import env
+from microsandbox_core.templates import Templates, _named_files
+
+from tests.support.msb import Msb
+from tests.support.waiting import eventually
+
+pytestmark = [
+    pytest.mark.vm,
+    pytest.mark.skipif(env.value(env.MSB_COLD) is not None, reason="every start is cold in this run"),
+]
+
+_IDENTITY = (
+    "cat /etc/machine-id; hostname; cat /proc/sys/kernel/random/uuid; head -c 16 /dev/urandom | xxd -p"
+)
+
+
+def _templates(msb: Msb) -> list[Path]:
+    directory = msb.home / "cache" / "templates"
+    return sorted(path for path in directory.glob("*") if path.is_dir() and not path.name.startswith("."))
+
+
+def _why_booted(msb: Msb, *options: str) -> str:
+    """What `msb run` says of why it booted a kernel; empty if it did not."""
+    done = msb("--log-level", "debug", "run", *options, "busybox", "--", "true").succeeded()
+    lines = [line for line in done.complaint.splitlines() if line.startswith("debug: ")]
+    return "\n".join(lines)
+
+
+def test_the_first_start_makes_a_template_and_the_second_uses_it(own_msb: Msb) -> None:
+    shutil.rmtree(own_msb.home / "cache" / "templates")
+    assert _why_booted(own_msb) == ""
+    (made,) = _templates(own_msb)
+    before = (made / "memory").stat()
+    assert _why_booted(own_msb) == ""
+    after = (made / "memory").stat()
+    assert (before.st_ino, before.st_mtime_ns, before.st_ctime_ns) == (
+        after.st_ino,
+        after.st_mtime_ns,
+        after.st_ctime_ns,
+    )
+    assert {path.name for path in made.iterdir()} == {"memory", "state", "record"}
+    assert all(path.stat().st_mode & 0o077 == 0 for path in made.iterdir())
+
+
+def test_sandboxes_of_one_template_are_not_alike(msb: Msb) -> None:
+    seen = [msb.run("sh", "-c", _IDENTITY).succeeded().text.split() for _ in range(3)]
+    for values in zip(*seen, strict=True):
+        assert len(set(values)) == 3, values
+
+
+def test_the_clock_is_right(msb: Msb) -> None:
+    for _ in range(3):
+        before = time.time()
+        # Busybox's date has no fractions; the time of a file that is being written has.
+        text = msb.run("sh", "-c", "touch /tmp/now; stat -c %y /tmp/now; date +%s").succeeded().text
+        after = time.time()
+        day, clock, _zone = text.splitlines()[0].split()
+        whole, _, fraction = clock.partition(".")
+        seen = _seconds(day, whole) + float("0." + (fraction or "0"))
+        assert before - 0.1 <= seen <= after + 0.1
+
+
+def _seconds(day: str, clock: str) -> float:
+    from datetime import datetime
+
+    return datetime.fromisoformat(f"{day}T{clock}+00:00").timestamp()
+
+
+def test_cold_boots_and_says_so(msb: Msb) -> None:
+    assert "a cold start was asked for" in _why_booted(msb, "--cold")
+
+
+def test_other_sizes_have_templates_of_their_own(own_msb: Msb) -> None:
+    shutil.rmtree(own_msb.home / "cache" / "templates")
+    for options in (("-m", "128M"), ("-c", "2"), ("-m", "256M", "-c", "2")):
+        done = own_msb("run", *options, "busybox", "--", "nproc").succeeded()
+        assert done.text == ("2\n" if "-c" in options else "1\n")
+    assert len(_templates(own_msb)) == 3
+    memory = own_msb("run", "-m", "128M", "busybox", "--", "head", "-1", "/proc/meminfo").succeeded().text
+    assert 64 << 10 < int(memory.split()[1]) < 128 << 10
+    assert len(_templates(own_msb)) == 3
+
+
+@pytest.mark.parametrize("damage", ["write", "truncate", "state", "record", "missing", "foreign"])
+def test_a_template_that_is_not_as_it_was_made_is_never_started(own_msb: Msb, damage: str) -> None:
+    own_msb.run("true").succeeded()
+    (made,) = _templates(own_msb)
+    memory = made / "memory"
+    if damage == "write":
+        times = memory.stat()
+        with memory.open("r+b") as file:
+            file.seek(16 << 20)
+            file.write(b"\xcc" * 4096)
+        os.utime(memory, ns=(times.st_atime_ns, times.st_mtime_ns))
+    elif damage == "truncate":
+        os.truncate(memory, memory.stat().st_size // 2)
+    elif damage == "state":
+        (made / "state").write_bytes(b"QEVM" + os.urandom(1000))
+    elif damage == "record":
+        (made / "record").write_bytes(b"\xff\x00version 1\nfiles")
+    elif damage == "missing":
+        (made / "state").unlink()
+    else:
+        shutil.copy2(memory, made / "other")
+        (made / "other").replace(memory)
+    damaged = (made / "record").stat().st_ctime_ns
+    assert own_msb.run("echo", "up").succeeded().text == "up\n"
+    (again,) = _templates(own_msb)
+    assert again.name == made.name
+    assert (again / "record").stat().st_mtime_ns > damaged
+    assert all(info.current for info in Templates(own_msb.home).list())
+    assert not [path.name for path in again.parent.glob(".*")]
+
+
+def test_a_template_that_cannot_be_loaded_is_replaced_by_a_boot(own_msb: Msb) -> None:
+    """The record says that the files are good, and QEMU finds that they are not."""
+    own_msb.run("true").succeeded()
+    (made,) = _templates(own_msb)
+    (made / "state").write_bytes(b"not a state of a machine")
+    record = (made / "record").read_text().splitlines()
+    lines = [f"files {_named_files(made)}" if line.startswith("files ") else line for line in record]
+    (made / "record").write_text("\n".join(lines) + "\n")
+    assert "the template was given up" in _why_booted(own_msb)
+    assert _templates(own_msb) == []
+    assert _why_booted(own_msb) == ""
+
+
+def test_a_home_whose_templates_cannot_be_written_boots(own_msb: Msb) -> None:
+    directory = own_msb.home / "cache" / "templates"
+    shutil.rmtree(directory)
+    directory.write_text("in the way")
+    assert "no template" in _why_booted(own_msb)
+
+
+def test_fifty_first_starts_make_one_template(own_msb: Msb) -> None:
+    shutil.rmtree(own_msb.home / "cache" / "templates")
+    running = [own_msb.start("run", "-q", "busybox", "--", "echo", "up") for _ in range(50)]
+    made = set()
+    for command in running:
+        with command:
+            done = command.finish(b"", timeout=300)
+            assert (done.code, done.out) == (0, b"up\n"), done.complaint
+            made |= {path.stat().st_ino for path in _templates(own_msb)}
+    assert len(made) == 1
+
+
+@pytest.mark.parametrize("delay", [0.05, 0.3, 0.6, 0.9, 1.1, 1.2, 1.3, 1.4])
+def test_killing_the_maker_leaves_nothing_that_is_trusted(own_msb: Msb, delay: float) -> None:
+    # L03
+    directory = own_msb.home / "cache" / "templates"
+    shutil.rmtree(directory)
+    with own_msb.start("run", "-q", "busybox", "--", "sleep", "60") as command:
+        eventually(own_msb.host.processes, within=30, what="a supervisor")
+        # Some moment of making it: nothing is waited for, the kill is meant to fall anywhere.
+        time.sleep(delay)
+        for process in own_msb.host.processes():
+            process.kill(signal.SIGKILL)
+        command.process.kill()
+    eventually(lambda: not own_msb.host.processes(), within=10, what="no process")
+    assert own_msb.run("echo", "up").succeeded().text == "up\n"
+    assert len(_templates(own_msb)) == 1
+    assert [path.name for path in directory.iterdir() if path.name.endswith(".tmp")] == []
+    own_msb("ls").succeeded()
+    own_msb.host.wait_empty()
