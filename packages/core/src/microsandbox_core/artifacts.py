@@ -111,9 +111,19 @@ def leftovers(directory: Path) -> list[Path]:
     found = []
     for path in sorted(directory.glob(".*.tmp")):
         writer = path.name.rsplit(".", 2)[1].partition("-")[0]
-        if writer.isdigit() and not Path("/proc", writer).exists():
+        if writer.isdigit() and not _lives(writer):
             found.append(path)
     return found
+
+
+def _lives(pid: str) -> bool:
+    """Whether there is such a process, and not only the entry of one that nobody has reaped yet."""
+    try:
+        stat = Path("/proc", pid, "stat").read_bytes()
+    except OSError:
+        return False
+    # The name, in parentheses, may contain anything.
+    return stat.rpartition(b")")[2].split()[:1] not in ([b"Z"], [b"X"])
 
 
 def remove(path: Path) -> None:

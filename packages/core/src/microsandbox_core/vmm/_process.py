@@ -50,6 +50,8 @@ def spawn(arguments: Sequence[str], *, inherit: Sequence[int], output: int) -> C
     parent = os.getpid()
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     report, complain = os.pipe2(os.O_CLOEXEC)
+    # Whoever ends us here would leave a child that still has all our descriptors, locks among them.
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
     pid = os.fork()
     if pid == 0:
         try:
@@ -63,6 +65,7 @@ def spawn(arguments: Sequence[str], *, inherit: Sequence[int], output: int) -> C
     child = Child(pid)
     with os.fdopen(report, "rb") as pipe:
         failure = pipe.read(16)  # ends empty when exec() closes the other end
+    signal.pthread_sigmask(signal.SIG_SETMASK, held)
     if failure:
         child.reap()
         raise BootFailed(
