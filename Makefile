@@ -41,8 +41,10 @@ test: setup ## all tests, Rust and Python (PYTEST="-m 'not slow'" passes options
 	@scripts/need mkfs.erofs=erofs-utils busybox=busybox-static tmux=tmux
 	cargo test --workspace --locked --quiet
 	$(RUN) pytest $(PYTEST)
-# Once more with kernels that boot: what is started from a template has to behave no differently.
-	MSB_COLD=1 $(RUN) pytest -m "vm and not slow" tests $(PYTEST)
+
+.PHONY: cold
+cold: setup ## the VM tests once more, with kernels that boot rather than start from templates
+	MSB_COLD=1 $(RUN) pytest -m vm tests $(PYTEST)
 
 .PHONY: lint
 lint: environment ## formatting, style, types, import directions

@@ -81,6 +81,8 @@ def own_home(shared_home: Path) -> Iterator[Path]:
     for directory in _short_directory():
         # The upper in the cache is 8 GiB of holes.
         subprocess.run(["cp", "-a", "--sparse=always", shared_home / "cache", directory], check=True)
+        # Copies of templates are of no use: they are trusted only where they were made.
+        shutil.rmtree(directory / "cache" / "templates", ignore_errors=True)
         yield directory
 
 

@@ -30,7 +30,6 @@ def _usage(msb: Msb) -> dict[str, dict[str, int]]:
 @pytest.fixture
 def fresh(own_msb: Msb) -> Msb:
     """`msb` in a home without templates: those of another home are of no use in a copy of it."""
-    own_msb("prune").succeeded()
     assert _templates(own_msb) == []
     return own_msb
 
@@ -43,7 +42,7 @@ def test_df_shows_what_a_run_leaves(fresh: Msb) -> None:
     assert after["templates"]["count"] == len(_templates(fresh)) == 1
     assert after["templates"]["reclaimable"] == after["templates"]["size"] > 1 << 20
     assert after["images"] == before["images"]
-    assert after["images"]["count"] == 1
+    assert after["images"]["count"] >= 1  # other tests may have loaded some before the home was copied
     assert after["images"]["reclaimable"] > 0, "no sandbox is made from it"
     assert after["leftovers"]["count"] == after["running_sandboxes"]["count"] == 0
 

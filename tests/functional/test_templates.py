@@ -38,7 +38,6 @@ def _why_booted(msb: Msb, *options: str) -> str:
 
 
 def test_the_first_start_makes_a_template_and_the_second_uses_it(own_msb: Msb) -> None:
-    shutil.rmtree(own_msb.home / "cache" / "templates")
     assert _why_booted(own_msb) == ""
     (made,) = _templates(own_msb)
     before = (made / "memory").stat()
@@ -82,7 +81,6 @@ def test_cold_boots_and_says_so(msb: Msb) -> None:
 
 
 def test_other_sizes_have_templates_of_their_own(own_msb: Msb) -> None:
-    shutil.rmtree(own_msb.home / "cache" / "templates")
     for options in (("-m", "128M"), ("-c", "2"), ("-m", "256M", "-c", "2")):
         done = own_msb("run", *options, "busybox", "--", "nproc").succeeded()
         assert done.text == ("2\n" if "-c" in options else "1\n")
@@ -138,13 +136,11 @@ def test_a_template_that_cannot_be_loaded_is_replaced_by_a_boot(own_msb: Msb) ->
 
 def test_a_home_whose_templates_cannot_be_written_boots(own_msb: Msb) -> None:
     directory = own_msb.home / "cache" / "templates"
-    shutil.rmtree(directory)
     directory.write_text("in the way")
     assert "no template" in _why_booted(own_msb)
 
 
 def test_fifty_first_starts_make_one_template(own_msb: Msb) -> None:
-    shutil.rmtree(own_msb.home / "cache" / "templates")
     running = [own_msb.start("run", "-q", "busybox", "--", "echo", "up") for _ in range(50)]
     made = set()
     for command in running:
@@ -159,7 +155,6 @@ def test_fifty_first_starts_make_one_template(own_msb: Msb) -> None:
 def test_killing_the_maker_leaves_nothing_that_is_trusted(own_msb: Msb, delay: float) -> None:
     # L03
     directory = own_msb.home / "cache" / "templates"
-    shutil.rmtree(directory)
     with own_msb.start("run", "-q", "busybox", "--", "sleep", "60") as command:
         eventually(own_msb.host.processes, within=30, what="a supervisor")
         # Some moment of making it: nothing is waited for, the kill is meant to fall anywhere.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tarfile
 from pathlib import Path
 
@@ -86,7 +87,9 @@ def test_the_layer_is_open_for_reading_only(msb: Msb, host: Host) -> None:
             )  # fmt: skip
             if int(flags.split()[1], 8) & 3 and target.startswith(str(host.home)):
                 writable.add(target)
-        assert writable == {str(sandbox.directory / "upper.ext4")}
+        # QEMU before 8.2 maps a file privately only if it can open it for writing: docs/templates.md.
+        memory = {target for target in writable if re.search(r"/cache/templates/\w+/memory$", target)}
+        assert writable - memory == {str(sandbox.directory / "upper.ext4")}
 
 
 def test_a_hostile_layer_touches_nothing_on_the_host(msb: Msb, canary: Canary, tmp_path: Path) -> None:

@@ -63,7 +63,8 @@ def test_no_descriptor_but_disks_sockets_and_its_own(running: RunningSandbox, ho
     ours = {target for target in files if target.startswith(f"{host_of.home}/")}
     allowed = re.compile(
         rf"{re.escape(str(host_of.home))}/"
-        rf"(cache/(layers/\w+\.erofs|images/\w+/fsmeta\.erofs|boot/\w+\.erofs|kernels/\w+\.elf)"
+        rf"(cache/(layers/\w+\.erofs|images/\w+/fsmeta\.erofs|boot/\w+\.erofs|kernels/\w+\.elf"
+        rf"|templates/\w+/(memory|state))"
         rf"|sandboxes/{running.id}/upper\.ext4)"
     )
     assert {target for target in ours if not allowed.fullmatch(target)} == set()

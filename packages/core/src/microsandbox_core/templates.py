@@ -66,7 +66,7 @@ class Templates:
         """The template, verified and open; None if there is none. What cannot be trusted is removed."""
         path = self.directory / key
         try:
-            memory = os.open(path / "memory", os.O_RDWR | os.O_CLOEXEC)
+            memory = os.open(path / "memory", os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             if path.exists():
                 self.remove(key)
