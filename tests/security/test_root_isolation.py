@@ -90,6 +90,12 @@ def test_the_layer_is_open_for_reading_only(msb: Msb, host: Host) -> None:
         # QEMU before 8.2 maps a file privately only if it can open it for writing: docs/templates.md.
         memory = {target for target in writable if re.search(r"/cache/templates/\w+/memory$", target)}
         assert writable - memory == {str(sandbox.directory / "upper.ext4")}
+        assert len(memory) <= 1
+        # What the guest writes to its memory must never reach that file.
+        maps = Path(f"/proc/{sandbox.vmm.pid}/maps").read_text().splitlines()
+        of_file = [line.split() for line in maps if line.split()[-1] in memory]
+        assert bool(of_file) == bool(memory)
+        assert all(fields[1].endswith("p") for fields in of_file)
 
 
 def test_a_hostile_layer_touches_nothing_on_the_host(msb: Msb, canary: Canary, tmp_path: Path) -> None:
