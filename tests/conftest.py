@@ -49,9 +49,11 @@ def _shared_directory() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def shared_home(_shared_directory: Path, settings: dict[str, str], busybox_layout: Path) -> Path:
-    """A home with busybox that has started a sandbox before, so that its cache is complete."""
+    """A home with busybox that has started sandboxes before, so that its cache is complete."""
     msb = Msb(_shared_directory, settings)
     msb("load", f"oci:{busybox_layout}", "-t", "busybox").succeeded()
+    # The first makes the template of the machine, the second that of the image.
+    msb.run("true").succeeded()
     msb.run("true").succeeded()
     return _shared_directory
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,11 @@ from microsandbox_core import env
 
 from tests.support.msb import Msb
 
-pytestmark = [
-    pytest.mark.vm,
-    pytest.mark.skipif(env.value(env.MSB_COLD) is not None, reason="every start is cold in this run"),
-]
+pytestmark = pytest.mark.vm
+
+with_templates = pytest.mark.skipif(
+    env.value(env.MSB_COLD) is not None, reason="every start is cold in this run"
+)
 
 
 def _templates(msb: Msb) -> list[Path]:
@@ -34,6 +36,7 @@ def fresh(own_msb: Msb) -> Msb:
     return own_msb
 
 
+@with_templates
 def test_df_shows_what_a_run_leaves(fresh: Msb) -> None:
     before = _usage(fresh)
     assert before["templates"]["count"] == 0
@@ -49,6 +52,7 @@ def test_df_shows_what_a_run_leaves(fresh: Msb) -> None:
     assert after["leftovers"]["count"] == after["running_sandboxes"]["count"] == 0
 
 
+@with_templates
 def test_prune_leaves_what_is_of_use_and_all_takes_the_templates(fresh: Msb) -> None:
     fresh.run("true").succeeded()
     (template,) = _templates(fresh)
@@ -67,6 +71,7 @@ def test_prune_leaves_what_is_of_use_and_all_takes_the_templates(fresh: Msb) -> 
     assert [path.name for path in _templates(fresh)] == [template.name]
 
 
+@with_templates
 def test_prune_does_not_touch_sandboxes(fresh: Msb) -> None:
     for name in ("running", "stopped"):
         fresh("create", "busybox", "--name", name).succeeded()
@@ -84,7 +89,9 @@ def test_prune_does_not_touch_sandboxes(fresh: Msb) -> None:
 
 
 def test_prune_removes_what_a_crash_left(fresh: Msb) -> None:
-    fresh.run("true").succeeded()  # so that the crash does not hit the making of the template
+    # Twice, so that the crash does not hit the making of a template, of the machine or of the image.
+    for _ in range(2):
+        fresh.run("true").succeeded()
     with fresh.start("run", "busybox", "--", "sleep", "600") as command:
         sandbox = fresh.host.sandbox()
         sandbox.supervisor.kill()
@@ -99,6 +106,7 @@ def test_prune_removes_what_a_crash_left(fresh: Msb) -> None:
     assert fresh.host.directories() == fresh.host.rows() == []
 
 
+@with_templates
 def test_cold_starts_neither_make_nor_use_a_template(fresh: Msb) -> None:
     assert fresh.run("echo", "hi", options=["--cold"]).succeeded().text == "hi\n"
     fresh("create", "busybox", "--name", "dev", "--cold").succeeded()
@@ -109,3 +117,84 @@ def test_cold_starts_neither_make_nor_use_a_template(fresh: Msb) -> None:
     assert _templates(fresh) == []
     fresh.with_settings(MSB_COLD="0").run("true").succeeded()
     assert len(_templates(fresh)) == 1
+
+
+def _derived(msb: Msb) -> set[str]:
+    """Kernels, boot disks, uppers and the small files about them."""
+    return {
+        path for path in msb.host.tree("cache") if path.split("/")[1] in ("kernels", "boot", "uppers")
+    } | {path for path in msb.host.tree("cache") if path.startswith(("cache/kvm-", "cache/tsc-"))}
+
+
+def test_what_an_earlier_installation_derived_goes_when_nothing_runs(fresh: Msb) -> None:
+    fresh.run("true").succeeded()
+    used = _derived(fresh)
+    cache = fresh.home / "cache"
+    digest = "0" * 64
+    old = {
+        cache / "kernels" / f"{digest}.elf": b"kernel",
+        cache / "kernels" / f"{digest}.elf.checked": b"stamp",
+        cache / "kernels" / f"from-{digest[:32]}": digest.encode(),
+        cache / "boot" / f"{digest}.erofs": b"boot disk",
+        cache / "boot" / f"from-{digest[:32]}": digest.encode(),
+        cache / "uppers" / "8192M-000000000000.ext4": b"upper",
+        cache / "tsc-of-another-boot": b"1000000",
+    }
+    for path, content in old.items():
+        path.write_bytes(content)
+    with fresh.start("run", "busybox", "--", "sh", "-c", "echo up; cat") as command:
+        assert command.line() == b"up\n"
+        assert _usage(fresh)["kernels"]["reclaimable"] == 0
+        assert fresh("prune", "-q").succeeded().text == ""
+        command.finish(b"")
+    assert _usage(fresh)["kernels"]["reclaimable"] > 0
+    removed = {
+        item["name"] for item in json.loads(fresh("prune", "--format", "json").succeeded().out)["removed"]
+    }
+    assert removed == {str(path.relative_to(fresh.home)) for path in old}
+    assert _derived(fresh) == used
+    fresh.run("true").succeeded()
+    assert _derived(fresh) == used
+
+
+def test_looking_writes_nothing(fresh: Msb) -> None:
+    """What a template depends on may have to be derived again; looking does not do that."""
+    fresh.run("true").succeeded()
+    for path in (*fresh.home.glob("cache/kernels/*"), *fresh.home.glob("cache/boot/*")):
+        path.unlink()
+    before, sizes = _written(fresh), _usage(fresh)
+    for command in (("df",), ("prune", "--dry-run"), ("prune", "--all", "--dry-run")):
+        fresh(*command).succeeded()
+    assert _written(fresh) == before
+    assert _usage(fresh) == sizes
+
+
+def _written(msb: Msb) -> dict[str, int]:
+    """When each file and each directory, but the database's, was last changed in any way."""
+    return {path: (msb.home / path).lstat().st_ctime_ns for path in msb.host.tree() if path != "state.db"}
+
+
+def test_starts_that_race_with_a_prune_succeed(fresh: Msb, settings: dict[str, str], tmp_path: Path) -> None:
+    """The pruner has another kernel installed, so for it the one of these starts is superseded."""
+    library = bytearray(Path(settings[env.MSB_LIBKRUNFW]).read_bytes())
+    library[library.index(b"Linux version ")] ^= 0x20
+    other = tmp_path / "libkrunfw.so.5"
+    other.write_bytes(library)
+    pruner = fresh.with_settings(MSB_LIBKRUNFW=str(other))
+    over = threading.Event()
+    removed: list[str] = []
+
+    def prune() -> None:
+        while not over.is_set():
+            done = json.loads(pruner("prune", "--format", "json").succeeded().out)
+            removed.extend(item["kind"] for item in done["removed"])
+
+    thread = threading.Thread(target=prune)
+    thread.start()
+    try:
+        for number in range(6):
+            assert fresh.run("echo", str(number)).succeeded().text == f"{number}\n"
+    finally:
+        over.set()
+        thread.join()
+    assert "kernel" in removed

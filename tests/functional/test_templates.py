@@ -30,26 +30,105 @@ def _templates(msb: Msb) -> list[Path]:
     return sorted(path for path in directory.glob("*") if path.is_dir() and not path.name.startswith("."))
 
 
+def _record(template: Path) -> dict[str, str]:
+    lines = (template / "record").read_text().splitlines()
+    return dict(line.partition(" ")[::2] for line in lines)
+
+
+def _mounted(msb: Msb) -> list[Path]:
+    """The templates that have an image mounted."""
+    return [path for path in _templates(msb) if _record(path)["image"]]
+
+
 def _why_booted(msb: Msb, *options: str) -> str:
-    """What `msb run` says of why it booted a kernel; empty if it did not."""
+    """What `msb run` says of why it booted a kernel; empty if it did not. That it had to mount the image,
+    because a template was just being made, is no reason of that kind."""
     done = msb("--log-level", "debug", "run", *options, "busybox", "--", "true").succeeded()
-    lines = [line for line in done.complaint.splitlines() if line.startswith("debug: ")]
+    lines = [line for line in done.complaint.splitlines() if line.startswith("debug: the kernel")]
     return "\n".join(lines)
 
 
-def test_the_first_start_makes_a_template_and_the_second_uses_it(own_msb: Msb) -> None:
+def _vouch_for(template: Path) -> None:
+    """Change the record so that the files are as it says."""
+    record = (template / "record").read_text().splitlines()
+    lines = [f"files {_named_files(template)}" if line.startswith("files ") else line for line in record]
+    (template / "record").write_text("\n".join(lines) + "\n")
+
+
+def test_the_first_start_makes_a_template_and_the_second_one_of_the_image(own_msb: Msb) -> None:
     assert _why_booted(own_msb) == ""
     (made,) = _templates(own_msb)
-    before = (made / "memory").stat()
     assert _why_booted(own_msb) == ""
-    after = (made / "memory").stat()
-    assert (before.st_ino, before.st_mtime_ns, before.st_ctime_ns) == (
-        after.st_ino,
-        after.st_mtime_ns,
-        after.st_ctime_ns,
-    )
+    (mounted,) = _mounted(own_msb)
+    assert _record(mounted)["base"] == made.name
+    files = [made / "memory", mounted / "memory", mounted / "upper"]
+    before = [(path.stat().st_ino, path.stat().st_mtime_ns, path.stat().st_ctime_ns) for path in files]
+    assert _why_booted(own_msb) == ""
+    assert len(_templates(own_msb)) == 2
+    assert [(p.stat().st_ino, p.stat().st_mtime_ns, p.stat().st_ctime_ns) for p in files] == before
     assert {path.name for path in made.iterdir()} == {"memory", "state", "record"}
-    assert all(path.stat().st_mode & 0o077 == 0 for path in made.iterdir())
+    assert {path.name for path in mounted.iterdir()} == {"memory", "state", "record", "upper"}
+    assert all(path.stat().st_mode & 0o077 == 0 for path in [*made.iterdir(), *mounted.iterdir()])
+
+
+def test_sandboxes_of_one_image_have_roots_of_their_own(own_msb: Msb) -> None:
+    for number in range(4):
+        done = own_msb.run("sh", "-c", f"ls /; cat /made 2>/dev/null; echo {number} > /made; cat /made")
+        assert done.succeeded().text.splitlines()[-1] == str(number)
+        assert "made" not in done.text.splitlines()
+    assert len(_mounted(own_msb)) == 1
+
+
+def test_a_sandbox_that_began_with_a_mounted_image_is_started_again(own_msb: Msb) -> None:
+    for _ in range(2):
+        own_msb.run("true").succeeded()
+    own_msb("create", "--name", "box", "busybox").succeeded()
+    own_msb("exec", "box", "--", "sh", "-c", "echo kept > /kept").succeeded()
+    for _ in range(2):
+        own_msb("stop", "box").succeeded()
+        own_msb("start", "box").succeeded()
+        assert own_msb("exec", "box", "--", "cat", "/kept").succeeded().text == "kept\n"
+    own_msb("rm", "--force", "box").succeeded()
+    assert len(_templates(own_msb)) == 2
+
+
+def test_the_template_of_an_image_that_is_gone_is_pruned(own_msb: Msb) -> None:
+    for _ in range(2):
+        own_msb.run("true").succeeded()
+    (mounted,) = _mounted(own_msb)
+    own_msb("prune").succeeded()
+    assert mounted.exists()
+    own_msb("rmi", "busybox").succeeded()
+    own_msb("prune").succeeded()
+    assert not mounted.exists()
+    assert len(_templates(own_msb)) == 1
+
+
+@pytest.mark.parametrize("name", ["memory", "state", "upper", "record"])
+def test_the_template_of_an_image_is_checked_like_any_other(own_msb: Msb, name: str) -> None:
+    for _ in range(2):
+        own_msb.run("true").succeeded()
+    (mounted,) = _mounted(own_msb)
+    with (mounted / name).open("r+b") as file:
+        file.write(b"damage")
+    damaged = (mounted / name).stat()
+    assert own_msb.run("echo", "up").succeeded().text == "up\n"
+    (again,) = _mounted(own_msb)
+    assert again.name == mounted.name
+    assert (again / name).stat().st_ctime_ns > damaged.st_ctime_ns
+    assert all(path.stat().st_mtime_ns > damaged.st_ctime_ns for path in again.iterdir())
+
+
+def test_a_mounted_template_that_cannot_be_loaded_is_replaced_by_a_boot(own_msb: Msb) -> None:
+    for _ in range(2):
+        own_msb.run("true").succeeded()
+    (mounted,) = _mounted(own_msb)
+    (mounted / "state").write_bytes(b"not a state of a machine")
+    _vouch_for(mounted)
+    done = own_msb("--log-level", "debug", "run", "busybox", "--", "sh", "-c", "echo new > /new; cat /new")
+    assert done.succeeded().text == "new\n"
+    assert "the template was given up" in done.complaint
+    assert _mounted(own_msb) == []
 
 
 def test_sandboxes_of_one_template_are_not_alike(msb: Msb) -> None:
@@ -81,17 +160,22 @@ def test_cold_boots_and_says_so(msb: Msb) -> None:
 
 
 def test_other_sizes_have_templates_of_their_own(own_msb: Msb) -> None:
-    for options in (("-m", "128M"), ("-c", "2"), ("-m", "256M", "-c", "2")):
-        done = own_msb("run", *options, "busybox", "--", "nproc").succeeded()
+    for number, options in enumerate((("-m", "128M"), ("-c", "2"), ("-m", "256M", "-c", "2")), start=1):
+        done = own_msb("--log-level", "debug", "run", *options, "busybox", "--", "nproc").succeeded()
         assert done.text == ("2\n" if "-c" in options else "1\n")
-    assert len(_templates(own_msb)) == 3
+        assert len(_templates(own_msb)) == number, done.complaint
     memory = own_msb("run", "-m", "128M", "busybox", "--", "head", "-1", "/proc/meminfo").succeeded().text
     assert 64 << 10 < int(memory.split()[1]) < 128 << 10
-    assert len(_templates(own_msb)) == 3
+    assert [_record(path)["memory_mib"] for path in _mounted(own_msb)] == ["128"]
+    assert len(_templates(own_msb)) == 4
 
 
 @pytest.mark.parametrize("damage", ["write", "truncate", "state", "record", "missing", "foreign"])
-def test_a_template_that_is_not_as_it_was_made_is_never_started(own_msb: Msb, damage: str) -> None:
+def test_a_template_that_is_not_as_it_was_made_is_never_started(
+    own_msb: Msb, settings: dict[str, str], monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    # Whether a template is current is asked in this process too, about the kernel that `msb` boots.
+    monkeypatch.setenv(env.MSB_LIBKRUNFW, settings[env.MSB_LIBKRUNFW])
     own_msb.run("true").succeeded()
     (made,) = _templates(own_msb)
     memory = made / "memory"
@@ -126,9 +210,7 @@ def test_a_template_that_cannot_be_loaded_is_replaced_by_a_boot(own_msb: Msb) ->
     own_msb.run("true").succeeded()
     (made,) = _templates(own_msb)
     (made / "state").write_bytes(b"not a state of a machine")
-    record = (made / "record").read_text().splitlines()
-    lines = [f"files {_named_files(made)}" if line.startswith("files ") else line for line in record]
-    (made / "record").write_text("\n".join(lines) + "\n")
+    _vouch_for(made)
     assert "the template was given up" in _why_booted(own_msb)
     assert _templates(own_msb) == []
     assert _why_booted(own_msb) == ""
@@ -140,15 +222,19 @@ def test_a_home_whose_templates_cannot_be_written_boots(own_msb: Msb) -> None:
     assert "no template" in _why_booted(own_msb)
 
 
-def test_fifty_first_starts_make_one_template(own_msb: Msb) -> None:
+def test_fifty_first_starts_make_one_template_of_each_kind(own_msb: Msb) -> None:
     running = [own_msb.start("run", "-q", "busybox", "--", "echo", "up") for _ in range(50)]
     made = set()
     for command in running:
         with command:
             done = command.finish(b"", timeout=300)
             assert (done.code, done.out) == (0, b"up\n"), done.complaint
-            made |= {path.stat().st_ino for path in _templates(own_msb)}
-    assert len(made) == 1
+            made |= {(path.name, path.stat().st_ino) for path in _templates(own_msb)}
+    # That of the image is made by one that began when the other was there.
+    own_msb.run("true").succeeded()
+    made |= {(path.name, path.stat().st_ino) for path in _templates(own_msb)}
+    assert len(made) == 2
+    assert len(_mounted(own_msb)) == 1
 
 
 @pytest.mark.parametrize("delay", [0.05, 0.3, 0.6, 0.9, 1.1, 1.2, 1.3, 1.4])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import tarfile
 from pathlib import Path
 
@@ -75,7 +74,7 @@ def test_two_sandboxes_read_the_same_layer_file(msb: Msb, host: Host) -> None:
         assert [p for p in host.home.rglob("*") if p.is_file() and p.stat().st_size == size] == [layer]
 
 
-def test_the_layer_is_open_for_reading_only(msb: Msb, host: Host) -> None:
+def test_everything_but_the_upper_is_open_for_reading_only(msb: Msb, host: Host) -> None:
     with msb.start("run", "busybox", "--", "sh", "-c", "echo up; cat") as command:
         assert command.line() == b"up\n"
         sandbox = host.sandbox()
@@ -87,15 +86,7 @@ def test_the_layer_is_open_for_reading_only(msb: Msb, host: Host) -> None:
             )  # fmt: skip
             if int(flags.split()[1], 8) & 3 and target.startswith(str(host.home)):
                 writable.add(target)
-        # QEMU before 8.2 maps a file privately only if it can open it for writing: docs/templates.md.
-        memory = {target for target in writable if re.search(r"/cache/templates/\w+/memory$", target)}
-        assert writable - memory == {str(sandbox.directory / "upper.ext4")}
-        assert len(memory) <= 1
-        # What the guest writes to its memory must never reach that file.
-        maps = Path(f"/proc/{sandbox.vmm.pid}/maps").read_text().splitlines()
-        of_file = [line.split() for line in maps if line.split()[-1] in memory]
-        assert bool(of_file) == bool(memory)
-        assert all(fields[1].endswith("p") for fields in of_file)
+        assert writable == {str(sandbox.directory / "upper.ext4")}
 
 
 def test_a_hostile_layer_touches_nothing_on_the_host(msb: Msb, canary: Canary, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from microsandbox_core import env
 
 from tests.support.host import Host, RunningSandbox
 from tests.support.msb import Msb
@@ -72,6 +73,36 @@ def test_no_descriptor_but_disks_sockets_and_its_own(running: RunningSandbox, ho
     assert len({target for target in targets if target.startswith("socket:")}) == 2, (
         "the agent and the console"
     )
+
+
+def test_only_the_upper_is_open_for_writing(running: RunningSandbox, host_of: Host) -> None:
+    writable = {
+        target
+        for number, target in running.vmm.descriptors.items()
+        if target.startswith(f"{host_of.home}/") and _access(running, number) != os.O_RDONLY
+    }
+    assert writable == {str(running.directory / "upper.ext4")}
+
+
+@pytest.mark.skipif(env.value(env.MSB_COLD) is not None, reason="every start is cold in this run")
+def test_the_templates_memory_is_mapped_privately_and_not_open_for_writing(
+    running: RunningSandbox, host_of: Host
+) -> None:
+    """It is the memory of other sandboxes too."""
+    memory = re.compile(rf"{re.escape(str(host_of.home))}/cache/templates/\w+/memory")
+    numbers = [number for number, target in running.vmm.descriptors.items() if memory.fullmatch(target)]
+    assert numbers
+    assert {_access(running, number) for number in numbers} == {os.O_RDONLY}
+    maps = Path(f"/proc/{running.vmm.pid}/maps").read_text().splitlines()
+    (mapping,) = (fields for line in maps if memory.fullmatch((fields := line.split())[-1]))
+    assert mapping[1] == "rw-p"
+
+
+def _access(sandbox: RunningSandbox, number: int) -> int:
+    """How the VMM may use one of its descriptors, as in open(2): proc_pid_fdinfo(5)."""
+    lines = Path(f"/proc/{sandbox.vmm.pid}/fdinfo/{number}").read_text().splitlines()
+    (flags,) = (line.split()[1] for line in lines if line.startswith("flags:"))
+    return int(flags, 8) & os.O_ACCMODE
 
 
 def test_the_creators_ends_are_not_in_it(running: RunningSandbox) -> None:

@@ -20,7 +20,9 @@ pub struct Cgroups {
     /// Held open, so that the workload unmounting /sys/fs/cgroup changes nothing here.
     workload: OwnedFd,
     count: u64,
-    /// Groups of ended execs that still have processes in them.
+    /// Groups of execs that have ended.
+    retired: Vec<CString>,
+    /// Those of them that still have processes in them.
     left: Vec<CString>,
 }
 
@@ -56,6 +58,7 @@ impl Cgroups {
             Ok(workload) => Some(Cgroups {
                 workload,
                 count: 0,
+                retired: Vec::new(),
                 left: Vec::new(),
             }),
             Err(error) => {
@@ -77,8 +80,17 @@ impl Cgroups {
 
     /// Gives a group back when its exec has ended. It goes when its last process does.
     pub fn retire(&mut self, group: Cgroup) {
-        if !self.remove(&group.name) {
-            self.left.push(group.name);
+        self.retired.push(group.name);
+    }
+
+    /// Removes the groups that were given back but the last, which waits for the next: most sandboxes run
+    /// one program, and need not do the work that costs more than its exec did.
+    pub fn remove_retired(&mut self) {
+        let count = self.retired.len().saturating_sub(1);
+        for name in self.retired.drain(..count).collect::<Vec<_>>() {
+            if !self.remove(&name) {
+                self.left.push(name);
+            }
         }
     }
 

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crate::cgroup::Cgroups;
 use crate::channel::{Guest, Map, DATA_MAX};
 use crate::configure::World;
+use crate::exec::Spare;
 use crate::sys::epoll::{Epoll, Ready};
 use crate::sys::fd::{self, Moved};
 use crate::sys::process::Status;
@@ -127,6 +128,8 @@ pub struct Context {
     pub cgroups: Option<Cgroups>,
     /// There after `configure`.
     pub world: Option<World>,
+    /// For the first exec of a machine that was made ready for one.
+    pub spare: Option<Spare>,
     sinks: Sinks,
     /// Output is read into this and copied out in its real length.
     scratch: Vec<u8>,
@@ -142,6 +145,7 @@ impl Context {
             turns: VecDeque::new(),
             cgroups,
             world: None,
+            spare: None,
             sinks: Sinks::default(),
             scratch: vec![0; DATA_MAX],
         })

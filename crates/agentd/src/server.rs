@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::cgroup::Cgroups;
 use crate::channel::{Event, Guest, Map};
-use crate::configure::{self, Configuration};
+use crate::configure::{self, Configuration, Disks, Failure, Preparation, World};
 use crate::context::{Context, Handler, Token};
 use crate::port::{Port, Read};
 use crate::shutdown::{close_disks, Shutdown};
@@ -15,7 +15,7 @@ use crate::sys::describe;
 use crate::sys::epoll::Ready;
 use crate::sys::fd::{self, Moved};
 use crate::sys::process::{self, Reaped};
-use crate::{exec, log};
+use crate::{exec, exec::Spare, log};
 
 /// Roles of the descriptors that belong to no stream; so does the timer of stream 0.
 const PORT: u8 = 0;
@@ -27,12 +27,20 @@ const READS: usize = 16;
 /// How often control groups of ended execs are looked at while processes in them end.
 const SWEEP: Duration = Duration::from_secs(1);
 
+/// What `mount` has made.
+enum Root {
+    None,
+    Mounted(Disks, World),
+    Failed,
+}
+
 pub struct Server {
     context: Context,
     handlers: HashMap<u32, Box<dyn Handler>>,
     port: Port,
     signals: OwnedFd,
     shutdown: Option<Shutdown>,
+    root: Root,
     configure_tried: bool,
     /// Whether the last look at the children found that there are none.
     alone: bool,
@@ -50,6 +58,7 @@ impl Server {
             port: Port::new(port),
             signals,
             shutdown: None,
+            root: Root::None,
             configure_tried: false,
             alone: true,
         })
@@ -84,6 +93,10 @@ impl Server {
             self.pump();
             if self.port.writable {
                 self.port.write_from(&mut self.context.guest);
+            }
+            // When the host has heard of their ends, because it may not want more of this sandbox.
+            if let Some(cgroups) = &mut self.context.cgroups {
+                cgroups.remove_retired();
             }
             self.advance_shutdown();
             if self.context.guest.is_closed() && self.context.guest.pending().is_empty() {
@@ -203,6 +216,7 @@ impl Server {
             Ok(_) if self.shutdown.is_some() => {
                 self.fail(stream, "shutting_down", "the guest is shutting down");
             }
+            Ok("mount") => self.mount(stream, request),
             Ok("configure") => self.configure(stream, request),
             Ok("exec") => {
                 if let Some(exec) = exec::open(&mut self.context, stream, request) {
@@ -232,6 +246,28 @@ impl Server {
         self.end(stream, &Map::new().with("error", error));
     }
 
+    fn mount(&mut self, stream: u32, request: &Map) {
+        if self.configure_tried || !matches!(self.root, Root::None) {
+            return self.fail(stream, "invalid_request", "it is too late for `mount`");
+        }
+        let preparation = match Preparation::parse(request) {
+            Ok(preparation) => preparation,
+            Err(what) => return self.fail(stream, "invalid_request", &what.0),
+        };
+        self.root = Root::Failed;
+        match configure::prepare(&preparation) {
+            Ok((world, timings)) => {
+                match Spare::new(&mut self.context.cgroups, &world.proc) {
+                    Ok(spare) => self.context.spare = Some(spare),
+                    Err(error) => log::error(&format!("no spare process: {error}")),
+                }
+                self.root = Root::Mounted(preparation.disks, world);
+                self.end(stream, &Map::new().with("timings", timings));
+            }
+            Err(failure) => self.fail_step(stream, "mount_failed", &failure),
+        }
+    }
+
     fn configure(&mut self, stream: u32, request: &Map) {
         if self.configure_tried {
             return self.fail(
@@ -245,22 +281,34 @@ impl Server {
             Err(what) => return self.fail(stream, "invalid_request", &what.0),
         };
         self.configure_tried = true;
-        match configure::apply(&configuration) {
+        let mounted = match std::mem::replace(&mut self.root, Root::None) {
+            Root::None => None,
+            Root::Mounted(disks, world) if disks == configuration.disks => Some(world),
+            Root::Mounted(..) => {
+                return self.fail(stream, "invalid_request", "other disks have been mounted");
+            }
+            Root::Failed => {
+                return self.fail(stream, "invalid_request", "`mount` has failed before");
+            }
+        };
+        match configure::apply(&configuration, mounted) {
             Ok((world, timings)) => {
                 self.context.world = Some(world);
                 self.end(stream, &Map::new().with("timings", timings));
             }
-            Err(failure) => {
-                let mut error = Map::new()
-                    .with("kind", "configure_failed")
-                    .with("message", describe(&failure.error).as_str())
-                    .with("stage", failure.stage);
-                if let Some(errno) = failure.error.raw_os_error() {
-                    error = error.with("errno", i64::from(errno));
-                }
-                self.end(stream, &Map::new().with("error", error));
-            }
+            Err(failure) => self.fail_step(stream, "configure_failed", &failure),
         }
+    }
+
+    fn fail_step(&mut self, stream: u32, kind: &str, failure: &Failure) {
+        let mut error = Map::new()
+            .with("kind", kind)
+            .with("message", describe(&failure.error).as_str())
+            .with("stage", failure.stage);
+        if let Some(errno) = failure.error.raw_os_error() {
+            error = error.with("errno", i64::from(errno));
+        }
+        self.end(stream, &Map::new().with("error", error));
     }
 
     /// Takes every child that has ended: those of streams and, as PID 1, all orphans.
@@ -270,6 +318,9 @@ impl Server {
         self.alone = loop {
             match process::reap() {
                 Reaped::Child(pid, status) => {
+                    if let Some(spare) = self.context.spare.take_if(|spare| spare.pid == pid) {
+                        spare.end(&mut self.context.cgroups);
+                    }
                     if let Some(stream) = self.context.children.remove(&pid) {
                         self.with(stream, |handler, context| {
                             handler.child_ended(context, status);

@@ -106,7 +106,8 @@ def test_storage_of_a_home_that_does_not_exist(tmp_path: Path) -> None:
     shown = json.loads(msb("df", "--format", "json", home=home).stdout)
     assert (shown["home"], shown["size"], shown["reclaimable"]) == (str(home), 0, 0)
     assert [entry["kind"] for entry in shown["kinds"]] == [
-        "images", "templates", "base_files", "running_sandboxes", "stopped_sandboxes", "leftovers", "other",
+        "images", "templates", "kernels", "boot_disks", "uppers", "records",
+        "running_sandboxes", "stopped_sandboxes", "leftovers", "other",
     ]  # fmt: skip
     assert all(set(entry) == {"kind", "count", "size", "reclaimable"} for entry in shown["kinds"])
     assert msb("df", home=home).stdout.splitlines()[-1].split() == ["total", "0", "B", "0", "B"]

@@ -13,12 +13,14 @@ from microsandbox_core.templates import Templates
 KEY = "0" * 64
 
 
-def publish(cache: Templates, key: str = KEY) -> Path:
-    """A template of four kilobytes."""
+def publish(cache: Templates, key: str = KEY, *, base: str = "", image: Path | None = None) -> Path:
+    """A template of four kilobytes, with an upper if it has an image."""
     made = cache.temporary(key)
+    if image is not None:
+        (made / "upper").write_bytes(b"u")
     (made / "memory").write_bytes(b"m" * 4096)
     (made / "state").write_bytes(b"s")
-    cache.publish(key, made, basis="b", vcpus=2, memory_mib=256)
+    cache.publish(key, made, basis="b", vcpus=2, memory_mib=256, base=base, image=image)
     return cache.directory / key
 
 
@@ -35,11 +37,11 @@ def test_what_was_published_is_found_with_its_files_open(tmp_path: Path) -> None
     assert cache.find(KEY) is None
 
 
-@pytest.mark.parametrize("name", ["memory", "state", "record"])
+@pytest.mark.parametrize("name", ["memory", "state", "record", "upper"])
 @pytest.mark.parametrize("damage", ["written", "gone", "replaced"])
 def test_what_was_changed_is_removed(tmp_path: Path, name: str, damage: str) -> None:
     cache = Templates(tmp_path)
-    path = publish(cache) / name
+    path = publish(cache, image=tmp_path / "image") / name
     before = path.stat()
     if damage == "written":
         path.write_bytes(b"x" * before.st_size)
@@ -48,7 +50,7 @@ def test_what_was_changed_is_removed(tmp_path: Path, name: str, damage: str) -> 
         path.unlink()
     else:
         other = path.with_name("other")
-        other.write_bytes(path.read_bytes().replace(b"version 1", b"version 2"))
+        other.write_bytes(path.read_bytes().replace(b"version 2", b"version 1"))
         other.replace(path)
     assert cache.find(KEY) is None
     assert not path.parent.exists()
@@ -83,6 +85,35 @@ def test_the_list_tells_size_and_shape(tmp_path: Path) -> None:
     assert info.size >= 4096
 
 
+def test_a_template_with_an_image_has_an_upper_and_keeps_its_base_in_use(tmp_path: Path) -> None:
+    cache = Templates(tmp_path)
+    image = tmp_path / os.fsdecode(b"im\xffage\n")
+    base = publish(cache)
+    publish(cache, "1" * 64, base=KEY, image=image)
+    os.utime(base, (0, 0))
+    found = cache.find("1" * 64)
+    assert found is not None
+    assert found.upper is not None
+    assert os.pread(found.upper, 1, 0) == b"u"
+    found.close()
+    assert base.stat().st_mtime > 0
+    assert {info.key: info.image for info in cache.list()} == {KEY: None, "1" * 64: image}
+    (base.parent / ("1" * 64) / "upper").unlink()
+    assert cache.find("1" * 64) is None
+
+
+def test_a_failure_is_remembered_for_an_hour(tmp_path: Path) -> None:
+    cache = Templates(tmp_path)
+    publish(cache)
+    assert not cache.given_up(KEY)
+    cache.give_up(KEY)
+    assert cache.given_up(KEY)
+    (mark,) = cache.directory.glob(".*.failed")
+    os.utime(mark, (mark.stat().st_mtime - 3601,) * 2)
+    assert not cache.given_up(KEY)
+    assert not mark.exists()
+
+
 def test_leftovers_of_a_maker_that_was_killed_are_swept(tmp_path: Path) -> None:
     cache = Templates(tmp_path)
     left = cache.temporary(KEY)
@@ -99,6 +130,8 @@ def test_only_one_makes_and_the_others_wait(tmp_path: Path) -> None:
         assert ours
         with cache.making(KEY, wait=0.01) as too:
             assert not too
+        with cache.making(KEY, wait=0) as still:
+            assert not still
     with cache.making(KEY, wait=0.01) as again:
         assert again
     assert list(cache.directory.iterdir()) == []

@@ -15,3 +15,10 @@ def test_the_start_path_stays_light(module: str) -> None:
     script = f"import {module}, sys; print(*sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True, check=True)
     assert HEAVY & set(done.stdout.split()) == set()
+
+
+def test_the_first_step_of_a_start_imports_next_to_nothing() -> None:
+    script = "import sys; before = set(sys.modules)\nimport microsandbox._spawn\n"
+    script += "print(*set(sys.modules) - before)"
+    done = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) <= {"__future__", "_socket", "microsandbox", "microsandbox._spawn"}

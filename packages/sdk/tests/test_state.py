@@ -1,6 +1,8 @@
 """The database: unique names, refusals that name it, no write to what it does not understand."""
 
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -85,3 +87,18 @@ def test_a_file_in_place_of_the_home_is_named(tmp_path: Path) -> None:
     (tmp_path / "home").write_bytes(b"")
     with pytest.raises(StateError, match="home"):
         State(tmp_path / "home").all()
+
+
+def test_a_database_that_was_left_open_has_every_row_and_is_closed_by_the_next(tmp_path: Path) -> None:
+    script = "import os, sys; from pathlib import Path\n"
+    script += "from microsandbox._state import Record, State, leave_open\n"
+    script += "leave_open(); leave_open(); state = State(Path(sys.argv[1]))\n"
+    script += "state.add(Record('a1', 'dev', False, 1, 'busybox', 'sha256:0', b'\\x80')); state.close()\n"
+    script += "os._exit(0)"
+    subprocess.run([sys.executable, "-c", script, tmp_path], check=True)
+    log = tmp_path / "state.db-wal"
+    assert log.stat().st_size > 0
+    state = State(tmp_path)
+    assert state.all() == [record()]
+    state.close()
+    assert not log.exists()

@@ -2,32 +2,39 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 
 use super::mounts::create_directory;
 use super::Configuration;
 
+/// Makes the three files that every sandbox gets, empty: filling them is less than making them.
+pub fn prepare() -> io::Result<()> {
+    ensure_etc()?;
+    replace("/etc/hostname", b"", 0o644)?;
+    replace("/etc/machine-id", b"", 0o444)?;
+    replace("/etc/hosts", b"", 0o644)
+}
+
 /// Writes hostname, machine-id, hosts and, if given, resolv.conf.
 pub fn write(configuration: &Configuration) -> io::Result<()> {
-    // A link to a directory stays: there are images whose /etc is one.
-    if !fs::metadata("/etc").is_ok_and(|found| found.is_dir()) {
-        create_directory("/etc", 0o755)?;
-    }
-    replace(
-        "/etc/hostname",
-        format!("{}\n", configuration.hostname).as_bytes(),
-        0o644,
-    )?;
-    replace(
-        "/etc/machine-id",
-        format!("{}\n", configuration.machine_id).as_bytes(),
-        0o444,
-    )?;
+    ensure_etc()?;
+    let hostname = format!("{}\n", configuration.hostname);
+    replace("/etc/hostname", hostname.as_bytes(), 0o644)?;
+    let machine_id = format!("{}\n", configuration.machine_id);
+    replace("/etc/machine-id", machine_id.as_bytes(), 0o444)?;
     replace("/etc/hosts", hosts(configuration).as_bytes(), 0o644)?;
     if let Some(content) = &configuration.resolv_conf {
         replace("/etc/resolv.conf", content, 0o644)?;
     }
     Ok(())
+}
+
+fn ensure_etc() -> io::Result<()> {
+    // A link to a directory stays: there are images whose /etc is one.
+    match fs::metadata("/etc") {
+        Ok(found) if found.is_dir() => Ok(()),
+        _ => create_directory("/etc", 0o755),
+    }
 }
 
 /// The text of /etc/hosts.
@@ -47,25 +54,33 @@ fn hosts(configuration: &Configuration) -> String {
 /// Writes a file at exactly this path. An image may have a link there, dangling or into a place
 /// that does not exist yet (`/run/systemd/resolve/...`): it is replaced, not followed.
 fn replace(path: &str, content: &[u8], mode: u32) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    options
+        .write(true)
+        .custom_flags(libc::O_NOFOLLOW)
+        .mode(mode);
     match fs::symlink_metadata(path) {
+        Ok(found) if is_ours(&found, mode) => return options.open(path)?.write_all(content),
         Ok(found) if found.is_dir() => fs::remove_dir_all(path)?,
         Ok(_) => fs::remove_file(path)?,
         Err(_) => {}
     }
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .custom_flags(libc::O_NOFOLLOW)
-        .mode(mode)
-        .open(path)?;
+    let mut file = options.create_new(true).open(path)?;
     // The mode above is subject to the umask, which is the kernel's default here.
     file.set_permissions(fs::Permissions::from_mode(mode))?;
     file.write_all(content)
 }
 
+/// Whether a file is as `prepare` makes it.
+fn is_ours(found: &fs::Metadata, mode: u32) -> bool {
+    let owner = (found.uid(), found.gid(), found.nlink());
+    found.is_file() && found.len() == 0 && found.mode() & 0o7777 == mode && owner == (0, 0, 1)
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)] // A failed test should say where.
+    use super::super::Disks;
     use super::*;
 
     fn configuration() -> Configuration {
@@ -74,8 +89,10 @@ mod tests {
             time_ns: 0,
             hostname: "box".into(),
             machine_id: String::new(),
-            image_device: String::new(),
-            upper_device: String::new(),
+            disks: Disks {
+                image: String::new(),
+                upper: String::new(),
+            },
             hosts: vec![("10.0.0.1".into(), vec!["gateway".into(), "host".into()])],
             resolv_conf: None,
         }
@@ -104,6 +121,9 @@ mod tests {
         std::os::unix::fs::symlink("/nowhere/at/all", &dangling).unwrap();
         replace(dangling.to_str().unwrap(), b"x", 0o444).unwrap();
         assert_eq!(fs::read(&dangling).unwrap(), b"x");
+        fs::write(&dangling, "more than is written").unwrap();
+        replace(dangling.to_str().unwrap(), b"y", 0o644).unwrap();
+        assert_eq!(fs::read(&dangling).unwrap(), b"y");
         fs::remove_dir_all(&place).unwrap();
     }
 }

@@ -1,15 +1,17 @@
-//! The `configure` method: from an empty VM to a root on which the workload can run.
+//! From an empty VM to a root on which the workload can run: the method `configure`, and `mount`,
+//! which does the part of it that is the same for all sandboxes of an image.
 
 mod files;
 mod mounts;
 mod request;
+mod warm;
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Instant;
 
 pub use mounts::create_directory;
-pub use request::Configuration;
+pub use request::{Configuration, Disks, Preparation};
 
 use crate::channel::Map;
 use crate::{log, sys};
@@ -46,23 +48,52 @@ impl Steps {
         self.timings = std::mem::take(&mut self.timings).with(stage, spent);
         Ok(value)
     }
+
+    /// Mounts the disks and makes the overlay of them the root.
+    fn root(&mut self, disks: &Disks) -> Result<World, Failure> {
+        self.run("image", || mounts::image(&disks.image))?;
+        let upper = self.run("upper", || mounts::upper(&disks.upper))?;
+        self.run("overlay", mounts::overlay)?;
+        let proc = self.run("root", mounts::enter)?;
+        Ok(World { upper, proc })
+    }
 }
 
-/// Makes the guest what `configuration` says; the map has the microseconds of every step.
-pub fn apply(configuration: &Configuration) -> Result<(World, Map), Failure> {
+/// Puts the root together and reads the files that most sandboxes will, for a machine that is to be
+/// saved. Of the image nothing is executed.
+pub fn prepare(preparation: &Preparation) -> Result<(World, Map), Failure> {
+    let mut steps = Steps {
+        timings: Map::new(),
+    };
+    steps.run("clock", || set_clock(preparation.time_ns))?;
+    let world = steps.root(&preparation.disks)?;
+    steps.run("files", files::prepare)?;
+    steps.run("warm", || {
+        preparation.warm.iter().for_each(|path| warm::read(path));
+        Ok(())
+    })?;
+    Ok((world, steps.timings))
+}
+
+/// Makes the guest what `configuration` says; the map has the microseconds of every step. `mounted`
+/// is the root, if it was put together before.
+pub fn apply(
+    configuration: &Configuration,
+    mounted: Option<World>,
+) -> Result<(World, Map), Failure> {
     let mut steps = Steps {
         timings: Map::new(),
     };
     // First of all: until then a VM restored from a template would repeat its siblings' numbers.
     steps.run("random", || reseed(&configuration.entropy))?;
     steps.run("clock", || set_clock(configuration.time_ns))?;
-    steps.run("image", || mounts::image(&configuration.image_device))?;
-    let upper = steps.run("upper", || mounts::upper(&configuration.upper_device))?;
-    steps.run("overlay", mounts::overlay)?;
-    let proc = steps.run("root", mounts::enter)?;
+    let world = match mounted {
+        Some(world) => world,
+        None => steps.root(&configuration.disks)?,
+    };
     steps.run("hostname", || set_hostname(&configuration.hostname))?;
     steps.run("files", || files::write(configuration))?;
-    Ok((World { upper, proc }, steps.timings))
+    Ok((world, steps.timings))
 }
 
 /// Mixes the host's bytes into the kernel's pool, counts them as entropy, and makes the kernel

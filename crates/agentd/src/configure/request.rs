@@ -1,6 +1,51 @@
-//! What `configure` is told, checked before anything is changed.
+//! What `mount` and `configure` are told, checked before anything is changed.
 
 use crate::channel::{Field, Invalid, Map, Value};
+
+/// The disks that the root is made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Disks {
+    pub image: String,
+    pub upper: String,
+}
+
+impl Disks {
+    fn parse(request: &Map) -> Result<Disks, Invalid> {
+        Ok(Disks {
+            image: device(request.field("image")?, "erofs")?,
+            upper: device(request.field("upper")?, "ext4")?,
+        })
+    }
+}
+
+/// A checked request to put the root together before anybody's configuration is known.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Preparation {
+    pub time_ns: u64,
+    pub disks: Disks,
+    /// Files to read, so that the machine has them in its memory when it is saved.
+    pub warm: Vec<Vec<u8>>,
+}
+
+/// More files than this are not read ahead.
+const WARM_MAX: usize = 64;
+
+impl Preparation {
+    pub fn parse(request: &Map) -> Result<Preparation, Invalid> {
+        let warm: &[Value] = request.field("warm")?;
+        let warm: Option<Vec<_>> = warm
+            .iter()
+            .map(|path| <&[u8]>::read(path).map(<[u8]>::to_vec))
+            .collect();
+        Ok(Preparation {
+            time_ns: request.field("time_ns")?,
+            disks: Disks::parse(request)?,
+            warm: warm
+                .filter(|paths| paths.len() <= WARM_MAX)
+                .ok_or_else(|| Invalid(format!("`warm` is not up to {WARM_MAX} paths")))?,
+        })
+    }
+}
 
 /// A checked configuration.
 #[derive(Debug, PartialEq, Eq)]
@@ -9,8 +54,7 @@ pub struct Configuration {
     pub time_ns: u64,
     pub hostname: String,
     pub machine_id: String,
-    pub image_device: String,
-    pub upper_device: String,
+    pub disks: Disks,
     /// Address and names.
     pub hosts: Vec<(String, Vec<String>)>,
     pub resolv_conf: Option<Vec<u8>>,
@@ -38,8 +82,7 @@ impl Configuration {
             time_ns: request.field("time_ns")?,
             hostname: hostname.to_owned(),
             machine_id: machine_id.to_owned(),
-            image_device: device(request.field("image")?, "erofs")?,
-            upper_device: device(request.field("upper")?, "ext4")?,
+            disks: Disks::parse(request)?,
             hosts: hosts(request.field("hosts")?)?,
             resolv_conf: resolv_conf.map(<[u8]>::to_vec),
         })
@@ -123,12 +166,24 @@ mod tests {
     #[test]
     fn a_full_request_is_read() {
         let read = Configuration::parse(&request()).unwrap();
-        assert_eq!(read.image_device, "/dev/vdb");
+        assert_eq!(read.disks.image, "/dev/vdb");
+        assert_eq!(read.disks.upper, "/dev/vdc");
         assert_eq!(
             read.hosts,
             [("10.0.0.1".to_owned(), vec!["gateway".to_owned()])]
         );
         assert_eq!(read.resolv_conf, None);
+    }
+
+    #[test]
+    fn a_preparation_names_disks_and_files() {
+        let files = |count| vec![Value::Bin(b"/bin/sh".to_vec()); count];
+        let with = |warm: Vec<Value>| Preparation::parse(&request().with("warm", warm));
+        assert_eq!(with(files(2)).unwrap().warm, [b"/bin/sh", b"/bin/sh"]);
+        assert_eq!(with(files(0)).unwrap().disks.image, "/dev/vdb");
+        assert!(with(files(65)).is_err());
+        assert!(with(vec![Value::from("/bin/sh")]).is_err());
+        assert!(Preparation::parse(&request()).is_err());
     }
 
     #[test]

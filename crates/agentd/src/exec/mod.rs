@@ -2,17 +2,22 @@
 
 mod request;
 mod running;
+mod spare;
 mod spawn;
 mod stdin;
 mod users;
 
+use std::io;
+
+use crate::cgroup::Cgroup;
 use crate::channel::Map;
 use crate::context::Context;
 use crate::sys::{describe, process};
 use request::{Rejected, Request};
 use running::Exec;
-use spawn::{Report, Stage};
-use users::Accounts;
+pub use spare::Spare;
+use spawn::{Pipes, Report, Spawned, Stage};
+use users::{Accounts, Identity};
 
 /// An error of a stream.
 struct Refusal {
@@ -62,44 +67,68 @@ pub fn open(context: &mut Context, stream: u32, request: &Map) -> Option<Exec> {
     }
 }
 
-fn start(context: &mut Context, stream: u32, request: &Map) -> Result<Exec, Refusal> {
-    let mut request = Request::parse(request)?;
-    let Some(world) = &context.world else {
+fn start(context: &mut Context, stream: u32, message: &Map) -> Result<Exec, Refusal> {
+    let mut request = Request::parse(message)?;
+    if context.world.is_none() {
         return Err(Refusal::new("not_configured", "`configure` comes first"));
-    };
+    }
     let identity = Accounts::read()
         .resolve(request.user.as_deref())
         .map_err(|what| Refusal::new("user_not_found", what))?;
     request.add_home(&identity.home);
     let failed = |what: &'static str| {
-        move |error: std::io::Error| Refusal {
+        move |error: io::Error| Refusal {
             kind: "exec_failed",
             message: format!("{what}: {}", describe(&error)),
             errno: error.raw_os_error(),
         }
     };
+    let pipes = Pipes::new(request.stdin).map_err(failed("pipes"))?;
+    let (spawned, cgroup) = spawn(context, pipes, message, &request, &identity)
+        .map_err(|(what, error)| failed(what)(error))?;
+    let pid = spawned.pid;
+    let exec = Exec::new(stream, spawned, cgroup, &request);
+    if let Err(error) = exec.watch(context) {
+        // Out of memory for readiness: the child is reaped as an orphan.
+        process::signal(pid, libc::SIGKILL);
+        exec.abandon(context);
+        return Err(failed("watching")(error));
+    }
+    context.children.insert(pid, stream);
+    Ok(exec)
+}
+
+/// The process, by the spare if there is one, else by a fork, with its control group.
+fn spawn(
+    context: &mut Context,
+    mut pipes: Pipes,
+    message: &Map,
+    request: &Request,
+    identity: &Identity,
+) -> Result<(Spawned, Option<Cgroup>), (&'static str, io::Error)> {
+    if let Some(spare) = context.spare.take() {
+        match spare.start(pipes, message, identity) {
+            Ok(started) => return Ok(started),
+            Err((spare, unused)) => {
+                spare.end(&mut context.cgroups);
+                pipes = unused;
+            }
+        }
+    }
+    let Some(world) = &context.world else {
+        return Err(("starting a process", io::ErrorKind::NotFound.into()));
+    };
     let cgroup = match &mut context.cgroups {
-        Some(cgroups) => Some(cgroups.create().map_err(failed("control group"))?),
+        Some(cgroups) => Some(cgroups.create().map_err(|error| ("control group", error))?),
         None => None,
     };
-    match spawn::spawn(&request, &identity, cgroup.as_ref(), &world.proc) {
-        Ok(spawned) => {
-            let pid = spawned.pid;
-            let exec = Exec::new(stream, spawned, cgroup, &request);
-            if let Err(error) = exec.watch(context) {
-                // Out of memory for readiness: the child is reaped as an orphan.
-                process::signal(pid, libc::SIGKILL);
-                exec.abandon(context);
-                return Err(failed("watching")(error));
-            }
-            context.children.insert(pid, stream);
-            Ok(exec)
-        }
+    match spawn::spawn(pipes, request, identity, cgroup.as_ref(), &world.proc) {
+        Ok(spawned) => Ok((spawned, cgroup)),
         Err(error) => {
             if let (Some(cgroups), Some(cgroup)) = (&mut context.cgroups, cgroup) {
                 cgroups.retire(cgroup);
             }
-            Err(failed("starting a process")(error))
+            Err(("starting a process", error))
         }
     }
 }

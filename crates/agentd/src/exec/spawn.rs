@@ -64,7 +64,7 @@ impl Report {
 const NULL: RawFd = libc::STDIN_FILENO;
 
 /// Everything the child reads, in the form in which the kernel wants it.
-struct Plan<'a> {
+pub struct Plan<'a> {
     argv: Vec<*const libc::c_char>,
     envp: Vec<*const libc::c_char>,
     candidates: &'a [CString],
@@ -73,54 +73,121 @@ struct Plan<'a> {
     rlimits: &'a [(libc::__rlimit_resource_t, libc::rlimit)],
     stdio: [RawFd; 3],
     report: RawFd,
-    proc: RawFd,
-    signals: libc::sigset_t,
+}
+
+/// Both ends of the pipes between agentd and a program.
+pub struct Pipes {
+    report: OwnedFd,
+    stdin: Option<OwnedFd>,
+    outputs: [OwnedFd; 2],
+    ends: Ends,
+}
+
+/// The ends that are the program's.
+pub struct Ends {
+    report: OwnedFd,
+    outputs: [OwnedFd; 2],
+    stdin: Option<OwnedFd>,
+}
+
+impl Pipes {
+    pub fn new(with_stdin: bool) -> io::Result<Pipes> {
+        let (report, report_end) = fd::pipe()?;
+        let stdin_pipe = with_stdin.then(fd::pipe).transpose()?;
+        let (stdin_end, stdin) = stdin_pipe.unzip();
+        let (stdout, stdout_end) = fd::pipe()?;
+        let (stderr, stderr_end) = fd::pipe()?;
+        for ours in [&report, &stdout, &stderr].into_iter().chain(&stdin) {
+            fd::set_nonblocking(ours, true)?;
+        }
+        Ok(Pipes {
+            report,
+            stdin,
+            outputs: [stdout, stderr],
+            ends: Ends {
+                report: report_end,
+                outputs: [stdout_end, stderr_end],
+                stdin: stdin_end,
+            },
+        })
+    }
+
+    pub fn ends(&self) -> &Ends {
+        &self.ends
+    }
+
+    /// Lets go of the program's ends.
+    pub fn spawned(self, pid: libc::pid_t) -> Spawned {
+        Spawned {
+            pid,
+            report: self.report,
+            stdin: self.stdin,
+            outputs: self.outputs,
+        }
+    }
+}
+
+impl Ends {
+    /// In the order in which `from_descriptors` takes them.
+    pub fn descriptors(&self) -> Vec<RawFd> {
+        let [stdout, stderr] = &self.outputs;
+        [&self.report, stdout, stderr]
+            .into_iter()
+            .chain(&self.stdin)
+            .map(AsRawFd::as_raw_fd)
+            .collect()
+    }
+
+    pub fn from_descriptors(descriptors: Vec<OwnedFd>) -> Option<Ends> {
+        let mut rest = descriptors.into_iter();
+        let ends = Ends {
+            report: rest.next()?,
+            outputs: [rest.next()?, rest.next()?],
+            stdin: rest.next(),
+        };
+        rest.next().is_none().then_some(ends)
+    }
 }
 
 /// Starts a program. Returns as soon as there is a process; whether the program could be executed
 /// comes through the report: executing may wait for a file system, and the agent must not.
 pub fn spawn(
+    pipes: Pipes,
     request: &Request,
     identity: &Identity,
     cgroup: Option<&Cgroup>,
     proc: &OwnedFd,
 ) -> io::Result<Spawned> {
-    let (report, report_end) = fd::pipe()?;
-    let stdin_pipe = request.stdin.then(fd::pipe).transpose()?;
-    let (stdin_end, stdin) = stdin_pipe.unzip();
-    let (stdout, stdout_end) = fd::pipe()?;
-    let (stderr, stderr_end) = fd::pipe()?;
-    for ours in [&report, &stdout, &stderr].into_iter().chain(&stdin) {
-        fd::set_nonblocking(ours, true)?;
-    }
-    let plan = Plan {
-        argv: pointers(&request.argv),
-        envp: pointers(&request.env),
-        candidates: &request.candidates,
-        cwd: &request.cwd,
-        identity,
-        rlimits: &request.rlimits,
-        stdio: [
-            stdin_end.as_ref().map_or(NULL, AsRawFd::as_raw_fd),
-            stdout_end.as_raw_fd(),
-            stderr_end.as_raw_fd(),
-        ],
-        report: report_end.as_raw_fd(),
-        proc: proc.as_raw_fd(),
-        // SAFETY: all-zero bytes are a valid, empty set on Linux.
-        signals: unsafe { std::mem::zeroed() },
-    };
+    let plan = Plan::new(request, identity, pipes.ends());
     let pid = clone(cgroup)?;
     if pid == 0 {
         // SAFETY: this is the child of a single-threaded process, and `plan` was made before.
-        unsafe { become_program(&plan) }
+        unsafe {
+            let settled = settle(proc.as_raw_fd());
+            become_program(&plan, settled)
+        }
     }
-    Ok(Spawned {
-        pid,
-        report,
-        stdin,
-        outputs: [stdout, stderr],
-    })
+    Ok(pipes.spawned(pid))
+}
+
+impl Plan<'_> {
+    pub fn new<'a>(request: &'a Request, identity: &'a Identity, ends: &Ends) -> Plan<'a> {
+        let [stdout, stderr] = &ends.outputs;
+        Plan {
+            argv: pointers(&request.argv),
+            envp: pointers(&request.env),
+            candidates: &request.candidates,
+            cwd: &request.cwd,
+            identity,
+            rlimits: &request.rlimits,
+            stdio: [
+                ends.stdin.as_ref().map_or(NULL, AsRawFd::as_raw_fd),
+                stdout.as_raw_fd(),
+                stderr.as_raw_fd(),
+            ],
+            report: ends.report.as_raw_fd(),
+        }
+    }
 }
 
 fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
@@ -136,7 +203,7 @@ fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
 /// Forks, with the child born in its control group: there is no moment in which it is outside.
-fn clone(cgroup: Option<&Cgroup>) -> io::Result<libc::pid_t> {
+pub fn clone(cgroup: Option<&Cgroup>) -> io::Result<libc::pid_t> {
     // SAFETY: all-zero bytes are a valid clone_args: nothing asked for.
     let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
     arguments.exit_signal = libc::SIGCHLD as u64;
@@ -165,10 +232,10 @@ fn clone(cgroup: Option<&Cgroup>) -> io::Result<libc::pid_t> {
 /// # Safety
 ///
 /// To be called in the child of `clone` alone, with pointers in `plan` that end in null.
-unsafe fn become_program(plan: &Plan<'_>) -> ! {
+pub unsafe fn become_program(plan: &Plan<'_>, settled: Result<(), Report>) -> ! {
     // SAFETY: the contract of this function.
     let failure = unsafe {
-        match prepare(plan) {
+        match settled.and_then(|()| prepare(plan)) {
             Err(failure) => failure,
             Ok(()) => execute(plan),
         }
@@ -181,20 +248,43 @@ unsafe fn become_program(plan: &Plan<'_>) -> ! {
     }
 }
 
-/// SAFETY of all calls below: pointers come from `plan`, whose owner outlives the child's use.
-unsafe fn prepare(plan: &Plan<'_>) -> Result<(), Report> {
-    let must = |result: libc::c_int, stage| match result {
+fn must(result: libc::c_int, stage: Stage) -> Result<(), Report> {
+    match result {
         -1 => Err(Report {
             stage,
             errno: errno(),
         }),
         _ => Ok(()),
-    };
-    let identity = plan.identity;
-    // SAFETY: see above.
+    }
+}
+
+/// What a child does whatever it is to run: it stops being a part of agentd.
+///
+/// # Safety
+///
+/// To be called in the child of `clone` alone.
+pub unsafe fn settle(proc: RawFd) -> Result<(), Report> {
+    // SAFETY: `signals` is initialized: all-zero bytes are a valid, empty set on Linux.
     unsafe {
         // A session of its own: signals reach its group, and no terminal of ours.
         must(libc::setsid(), Stage::Setup)?;
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        let signals: libc::sigset_t = std::mem::zeroed();
+        must(
+            libc::sigprocmask(libc::SIG_SETMASK, &signals, ptr::null_mut()),
+            Stage::Setup,
+        )?;
+        become_killable(proc);
+        libc::umask(0o022);
+    }
+    Ok(())
+}
+
+/// SAFETY of all calls below: pointers come from `plan`, whose owner outlives the child's use.
+unsafe fn prepare(plan: &Plan<'_>) -> Result<(), Report> {
+    let identity = plan.identity;
+    // SAFETY: see above.
+    unsafe {
         for (target, source) in plan.stdio.into_iter().enumerate() {
             must(libc::dup2(source, target as libc::c_int), Stage::Setup)?;
         }
@@ -205,16 +295,9 @@ unsafe fn prepare(plan: &Plan<'_>) -> Result<(), Report> {
             u32::MAX,
             libc::CLOSE_RANGE_CLOEXEC,
         );
-        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
-        must(
-            libc::sigprocmask(libc::SIG_SETMASK, &plan.signals, ptr::null_mut()),
-            Stage::Setup,
-        )?;
-        become_killable(plan.proc);
         for (resource, limit) in plan.rlimits {
             must(libc::setrlimit(*resource, limit), Stage::Setup)?;
         }
-        libc::umask(0o022);
         // Not through the C library, whose versions of these three lock and signal its threads.
         let (groups, gid, uid) = (&identity.groups, identity.gid, identity.uid);
         let set_groups = libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr());

@@ -191,13 +191,13 @@ def run(
 
     Example: msb run -m 1G -e GREETING=hello busybox -- sh -c 'echo $GREETING'
     """
-    from microsandbox_cli.run import Options, run_new
+    from microsandbox_cli.run import run_new
 
-    options = Options(
-        name=name, env=env or [], workdir=workdir, user=user, memory=memory, cpus=cpus, hostname=hostname,
-        entrypoint=entrypoint, vmm=vmm, require_kvm=require_kvm, cold=cold, quiet=quiet,
+    run_new(
+        image, command or [], name=name, env=env or [], workdir=workdir, user=user, memory=memory, cpus=cpus,
+        hostname=hostname, entrypoint=entrypoint, timeout=timeout, vmm=vmm, require_kvm=require_kvm,
+        cold=cold, no_stdin=no_stdin, quiet=quiet,
     )  # fmt: skip
-    run_new(image, command or [], options, timeout=timeout, stdin=not no_stdin)
 
 
 @app.command()
@@ -221,13 +221,12 @@ def create(
 
     Example: msb create busybox --name dev && msb exec dev -- uname -a
     """
-    from microsandbox_cli.run import Options, create_detached
+    from microsandbox_cli.run import create_detached
 
-    options = Options(
-        name=name, env=env or [], workdir=workdir, user=user, memory=memory, cpus=cpus, hostname=hostname,
-        entrypoint=entrypoint, vmm=vmm, require_kvm=require_kvm, cold=cold, quiet=quiet,
+    create_detached(
+        image, name=name, env=env or [], workdir=workdir, user=user, memory=memory, cpus=cpus,
+        hostname=hostname, entrypoint=entrypoint, vmm=vmm, require_kvm=require_kvm, cold=cold, quiet=quiet,
     )  # fmt: skip
-    create_detached(image, options)
 
 
 @app.command("exec")
@@ -247,7 +246,7 @@ def exec_(
     from microsandbox_cli.run import exec_in
 
     exec_in(
-        name, command or [], env=env or [], workdir=workdir, user=user, timeout=timeout, stdin=not no_stdin
+        name, command or [], env=env or [], workdir=workdir, user=user, timeout=timeout, no_stdin=no_stdin
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import os
 import queue
 import stat
@@ -12,6 +13,7 @@ import threading
 from collections.abc import Awaitable, Callable
 from typing import NoReturn
 
+from microsandbox._state import leave_open
 from microsandbox.errors import ExecError
 from microsandbox.execution import ExecEvent, ExecHandle, StdinSink
 
@@ -22,12 +24,19 @@ _CHUNK = 1 << 16
 
 def run_in_loop(main: Callable[[], Awaitable[int]]) -> NoReturn:
     """Run `main` in an event loop and exit with its code; 130 on Ctrl-C, 128+N on other signals."""
+    leave_open()
+    gc.enable()
     with report.guarded():
-        code = asyncio.run(_until_signal(main))
-        sys.stdout.flush()
-        # Not sys.exit(): a thread may be blocked in writing to a reader that does not read.
-        os._exit(code)
+        asyncio.run(_run_and_exit(main))
     os._exit(report.EXIT_SANDBOX)
+
+
+async def _run_and_exit(main: Callable[[], Awaitable[int]]) -> None:
+    code = await _until_signal(main)
+    sys.stdout.flush()
+    # Not sys.exit(): a thread may be blocked in writing to a reader that does not read. And from here,
+    # because nobody needs what the loop tidies up.
+    os._exit(code)
 
 
 async def _until_signal(main: Callable[[], Awaitable[int]]) -> int:

@@ -6,9 +6,9 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from microsandbox import _config, _create
+from microsandbox import _config, _create, _state
 from microsandbox.errors import ConfigError, ExecFailed, MicrosandboxError, OutcomeUnknown
 from microsandbox_core import env as environment
 
@@ -20,29 +20,29 @@ if TYPE_CHECKING:
     from microsandbox.execution import ExecHandle
 
 
-class Options(NamedTuple):
-    """The options of run and create that describe the sandbox."""
-
-    name: str | None
-    env: Sequence[str]
-    workdir: str | None
-    user: str | None
-    memory: str | None
-    cpus: int | None
-    hostname: str | None
-    entrypoint: str | None
-    vmm: str
-    require_kvm: bool
-    cold: bool
-    quiet: bool
-
-
 def run_new(
-    image: str, command: Sequence[str], options: Options, *, timeout: str | None, stdin: bool
+    image: str,
+    command: Sequence[str],
+    *,
+    name: str | None = None,
+    env: Sequence[str] = (),
+    workdir: str | None = None,
+    user: str | None = None,
+    memory: str | None = None,
+    cpus: int | None = None,
+    hostname: str | None = None,
+    entrypoint: str | None = None,
+    timeout: str | None = None,
+    vmm: str = "auto",
+    require_kvm: bool = False,
+    cold: bool = False,
+    no_stdin: bool = False,
+    quiet: bool = False,
 ) -> None:
     """Run a command in a new sandbox and exit with its code."""
     seconds = None if timeout is None else _config.parse_duration(timeout, "--timeout")
-    pending = _begin(image, options, attached=True, ephemeral=options.name is None)
+    config = _configured(name, env, workdir, user, memory, cpus, hostname, entrypoint, vmm, require_kvm, cold)
+    pending = _begin(image, config, name, quiet=quiet, attached=True)
     # The VM is on its way; what is imported from here on costs nothing.
     from microsandbox_cli.attached import run_in_loop
 
@@ -51,25 +51,41 @@ def run_new(
 
         sandbox = await Sandbox.adopt(pending)
         async with sandbox:
-            _tell_isolation(sandbox, options.quiet)
+            _tell_isolation(sandbox, quiet)
             return await _attach(
                 sandbox, sandbox.command(command), env={}, workdir=None, user=None,
-                timeout=seconds, stdin=stdin,
+                timeout=seconds, stdin=not no_stdin,
             )  # fmt: skip
 
     run_in_loop(main)
 
 
-def create_detached(image: str, options: Options) -> None:
+def create_detached(
+    image: str,
+    *,
+    name: str,
+    env: Sequence[str] = (),
+    workdir: str | None = None,
+    user: str | None = None,
+    memory: str | None = None,
+    cpus: int | None = None,
+    hostname: str | None = None,
+    entrypoint: str | None = None,
+    vmm: str = "auto",
+    require_kvm: bool = False,
+    cold: bool = False,
+    quiet: bool = False,
+) -> None:
     """Create a named sandbox, leave it running, print its name."""
-    pending = _begin(image, options, attached=False, ephemeral=False)
+    config = _configured(name, env, workdir, user, memory, cpus, hostname, entrypoint, vmm, require_kvm, cold)
+    pending = _begin(image, config, name, quiet=quiet, attached=False)
     from microsandbox_cli.attached import run_in_loop
 
     async def main() -> int:
         from microsandbox import Sandbox
 
         sandbox = await Sandbox.adopt(pending)
-        _tell_isolation(sandbox, options.quiet)
+        _tell_isolation(sandbox, quiet)
         await sandbox.detach()
         sys.stdout.write(sandbox.name + "\n")
         return 0
@@ -81,11 +97,11 @@ def exec_in(
     name: str,
     command: Sequence[str],
     *,
-    env: Sequence[str],
-    workdir: str | None,
-    user: str | None,
-    timeout: str | None,
-    stdin: bool,
+    env: Sequence[str] = (),
+    workdir: str | None = None,
+    user: str | None = None,
+    timeout: str | None = None,
+    no_stdin: bool = False,
 ) -> None:
     """Run a command in a running sandbox and exit with its code."""
     if not command:
@@ -102,7 +118,7 @@ def exec_in(
         try:
             return await _attach(
                 sandbox, tuple(command), env=variables, workdir=workdir, user=user,
-                timeout=seconds, stdin=stdin,
+                timeout=seconds, stdin=not no_stdin,
             )  # fmt: skip
         finally:
             await sandbox.detach()
@@ -110,32 +126,50 @@ def exec_in(
     run_in_loop(main)
 
 
-def _begin(image: str, options: Options, *, attached: bool, ephemeral: bool) -> Pending:
-    home = environment.home()
+def _configured(
+    name: str | None,
+    env: Sequence[str],
+    workdir: str | None,
+    user: str | None,
+    memory: str | None,
+    cpus: int | None,
+    hostname: str | None,
+    entrypoint: str | None,
+    vmm: str,
+    require_kvm: bool,
+    cold: bool,
+) -> _config.SandboxConfig:
+    """The settings, checked; so is the name."""
     config = _config.SandboxConfig(
-        cpus=_config.parse_cpus(_config.DEFAULT_CPUS if options.cpus is None else options.cpus),
-        memory_mib=_config.parse_memory(
-            _config.DEFAULT_MEMORY_MIB if options.memory is None else options.memory
-        ),
-        hostname=None if options.hostname is None else _config.check_hostname(options.hostname),
-        env=_config.check_env(_variables(options.env)),
-        workdir=options.workdir,
-        user=options.user,
-        entrypoint=None if options.entrypoint is None else _entrypoint(options.entrypoint),
-        vmm=options.vmm,
-        require_kvm=options.require_kvm,
-        cold=options.cold,
+        cpus=_config.parse_cpus(_config.DEFAULT_CPUS if cpus is None else cpus),
+        memory_mib=_config.parse_memory(_config.DEFAULT_MEMORY_MIB if memory is None else memory),
+        hostname=None if hostname is None else _config.check_hostname(hostname),
+        env=_config.check_env(_variables(env)),
+        workdir=workdir,
+        user=user,
+        entrypoint=None if entrypoint is None else _entrypoint(entrypoint),
+        vmm=vmm,
+        require_kvm=require_kvm,
+        cold=cold,
     )
-    if options.name is not None:
-        _config.check_name(options.name)
+    if name is not None:
+        _config.check_name(name)
+    return config
+
+
+def _begin(
+    image: str, config: _config.SandboxConfig, name: str | None, *, quiet: bool, attached: bool
+) -> Pending:
+    home = environment.home()
     from microsandbox_cli.progress import LoadProgress
 
-    with LoadProgress(quiet=options.quiet) as progress:
+    with LoadProgress(quiet=quiet) as progress:
         found = _create.resolve_image(home, image, progress=progress)
     # From here on a Ctrl-C waits until the event loop can take the sandbox down with it.
     report.hold_signals()
+    _state.leave_open()
     return _create.begin(
-        home, found, config, shown_image=image, name=options.name, attached=attached, ephemeral=ephemeral
+        home, found, config, shown_image=image, name=name, attached=attached, ephemeral=name is None
     )
 
 
@@ -162,6 +196,8 @@ def _tell_isolation(sandbox: Sandbox, quiet: bool) -> None:
     """Once per home: emulation must never come unannounced, and never be a nuisance either."""
     if sandbox.ready is not None and sandbox.ready.cold:
         report.debug(f"the kernel was booted: {sandbox.ready.cold}")
+    elif sandbox.ready is not None and sandbox.ready.mounting:
+        report.debug(f"the image was mounted: {sandbox.ready.mounting}")
     if quiet or sandbox.isolation != "emulated":
         return
     marker = Path(environment.home(), "cache", "emulation-announced")

@@ -126,6 +126,30 @@ def _lives(pid: str) -> bool:
     return stat.rpartition(b")")[2].split()[:1] not in ([b"Z"], [b"X"])
 
 
+def copy_sparse(source: Path, target: Path) -> None:
+    """Copy the data of a sparse file and leave its holes holes; `target` must not exist. Raises `OSError`."""
+    with source.open("rb") as reader:
+        size = os.fstat(reader.fileno()).st_size
+        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "wb") as writer:
+            os.ftruncate(writer.fileno(), size)
+            position = 0
+            while True:
+                try:
+                    start = os.lseek(reader.fileno(), position, os.SEEK_DATA)
+                except OSError:  # ENXIO: only a hole is left
+                    return
+                end = os.lseek(reader.fileno(), start, os.SEEK_HOLE)
+                position = start
+                while position < end:
+                    moved = os.copy_file_range(
+                        reader.fileno(), writer.fileno(), end - position, position, position
+                    )
+                    if moved == 0:
+                        raise OSError(5, "the file became shorter while it was copied")
+                    position += moved
+
+
 def remove(path: Path) -> None:
     """Delete a file, or a directory of files; what is gone already is no error."""
     try:

@@ -87,7 +87,7 @@ class SpecInvalid(VmmError):
 
 
 class TemplateFailed(VmmError):
-    """A template could not be made. Never the end of a start: the machine is booted instead."""
+    """A template could not be made or used. Never the end of a start: the machine is booted instead."""
 
     code = "template_failed"
 

@@ -52,7 +52,7 @@ GUEST_QUEUE_LIMIT: Final = 64 << 20
 CLIENT_QUEUE_LIMIT: Final = 256 << 20
 """Bytes waiting for a client at which it is cut off."""
 
-PRIVILEGED: Final = frozenset({"configure", "shutdown"})
+PRIVILEGED: Final = frozenset({"configure", "mount", "shutdown"})
 """Methods that a client may use only if it was connected with `privileged=True`."""
 
 _INTERNAL_GROUP: Final = 0
@@ -247,7 +247,7 @@ class Relay:
         return frozenset(self._clients)
 
     def client_connected(self, client: int, *, privileged: bool = False) -> None:
-        """A client connected. `privileged` allows it `configure` and `shutdown`."""
+        """A client connected. `privileged` allows it `configure`, `mount` and `shutdown`."""
         self._groups += 1
         self._clients[client] = _Client(client, self._groups, privileged)
         if self.error is not None:

@@ -1,10 +1,12 @@
 """The cache of VM templates: machines that were booted once and are started by mapping their memory.
 
 A template is a directory `cache/templates/<key>/` with three files: `memory` (the guest's RAM, sparse,
-as long as the machine has memory), `state` (the VMM's device state) and `record`. Its key is the SHA-256
-of everything that must be the same when it is started again; see `Qemu.template_key`.
+as long as the machine has memory), `state` (the VMM's device state) and `record`. One that has an image's
+root mounted has `upper` too, the disk as it was when the machine was saved, of which every sandbox gets
+a copy. Its key is the SHA-256 of everything that must be the same when it is started again; see
+`Qemu.template_key`.
 
-Nothing in the two big files can be checked in a few milliseconds by reading them, so they are trusted
+Nothing in the big files can be checked in a few milliseconds by reading them, so they are trusted
 only in the condition in which their maker left them: `record` holds device, inode, size and both times of
 each (the change time cannot be set by a program) and the host's boot id. A template that was written to,
 truncated, copied from elsewhere or made before the host's last boot is removed and made again.
@@ -15,6 +17,7 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,10 +26,13 @@ from typing import NamedTuple
 from microsandbox_core.artifacts import identity, prepare, remove, temporary_for
 from microsandbox_core.errors import CoreError, StorageError
 
-LIMIT = 12
+LIMIT = 16
 """Templates that are kept; beyond it the least recently used ones go. Each takes 60 MB and more."""
 
-_VERSION = "1"
+_VERSION = "2"
+
+_RETRY = 3600.0
+"""Seconds for which a template that could not be made is not tried again."""
 
 
 class Template(NamedTuple):
@@ -35,16 +41,19 @@ class Template(NamedTuple):
     key: str
     memory: int
     state: int
+    upper: int | None = None
 
     def close(self) -> None:
-        """Close both descriptors."""
-        os.close(self.memory)
-        os.close(self.state)
+        """Close its descriptors."""
+        for descriptor in (self.memory, self.state, self.upper):
+            if descriptor is not None:
+                os.close(descriptor)
 
 
 class TemplateInfo(NamedTuple):
     """A template in the cache. `size`: bytes allocated on the host's disk; `used`: seconds since the
-    epoch at its last start; `current`: whether a start can use it with what is installed now."""
+    epoch at its last start; `current`: whether a start can use it with what is installed now; `image`: the
+    disk of the image that it has mounted."""
 
     key: str
     path: Path
@@ -53,6 +62,7 @@ class TemplateInfo(NamedTuple):
     vcpus: int
     memory_mib: int
     current: bool
+    image: Path | None
 
 
 class Templates:
@@ -66,30 +76,23 @@ class Templates:
         """The template, verified and open; None if there is none. What cannot be trusted is removed."""
         path = self.directory / key
         try:
-            memory = os.open(path / "memory", os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
+            template = _open(path)
+        except OSError:
             if path.exists():
                 self.remove(key)
             return None
-        except OSError:
-            self.remove(key)
-            return None
-        try:
-            state = os.open(path / "state", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            os.close(memory)
-            self.remove(key)
-            return None
-        template = Template(key, memory, state)
+        record = _read_record(path)
         # The descriptors are looked at and not the names: what was checked is what will be mapped.
-        if _read_record(path).get("files") != _files(memory, state):
+        if record.get("files") != _files(template):
             template.close()
             self.remove(key)
             return None
-        try:
-            os.utime(path)
-        except OSError:
-            pass  # read-only: then nothing is removed there either
+        for used in (key, record.get("base")):
+            try:
+                if used:
+                    os.utime(self.directory / used)
+            except OSError:
+                pass  # read-only: then nothing is removed there either; or the base is gone
         return template
 
     def temporary(self, key: str) -> Path:
@@ -102,21 +105,40 @@ class Templates:
             raise StorageError.from_os("create", path, error) from error
         return path
 
-    def publish(self, key: str, made: Path, *, basis: str, vcpus: int, memory_mib: int) -> None:
-        """Make the finished `memory` and `state` in `made` the template of this key.
+    def publish(
+        self,
+        key: str,
+        made: Path,
+        *,
+        basis: str,
+        vcpus: int,
+        memory_mib: int,
+        base: str = "",
+        image: Path | None = None,
+    ) -> None:
+        """Make the finished files in `made` the template of this key.
 
-        `basis` names what is installed, to tell later whether it still is. Raises `StorageError`.
+        `basis` names what is installed, to tell later whether it still is; `base` is the key of the
+        template from which this one was made. Raises `StorageError`.
         """
         path = self.directory / key
         try:
-            record = (
-                f"version {_VERSION}\n"
-                f"files {_named_files(made)}\n"
-                f"basis {basis}\n"
-                f"vcpus {vcpus}\n"
-                f"memory_mib {memory_mib}\n"
-            )
-            (made / "record").write_text(record)
+            template = _open(made)
+            try:
+                files = _files(template)
+            finally:
+                template.close()
+            record = {
+                "version": _VERSION,
+                "files": files,
+                "basis": basis,
+                "vcpus": vcpus,
+                "memory_mib": memory_mib,
+                "base": base,
+                # In hexadecimal digits: a path may have any byte in it.
+                "image": os.fsencode(image).hex() if image else "",
+            }
+            (made / "record").write_text("".join(f"{name} {value}\n" for name, value in record.items()))
             if path.exists():
                 remove(path)
             made.rename(path)
@@ -135,15 +157,16 @@ class Templates:
                 size = sum(file.stat().st_blocks * 512 for file in path.iterdir())
                 used = path.stat().st_mtime
                 intact = record.get("files") == _named_files(path)
-            except OSError:
+                image = _path(record.get("image"))
+            except (OSError, ValueError):
                 if not path.exists():
                     continue  # removed in the meantime
-                size, used, intact = 0, 0.0, False
-            current = intact and record.get("basis") == basis
+                size, used, intact, image = 0, 0.0, False, None
+            current = intact and record.get("basis") == basis and (image is None or image.exists())
             found.append(
                 TemplateInfo(
                     path.name, path, size, used, _number(record.get("vcpus")),
-                    _number(record.get("memory_mib")), current,
+                    _number(record.get("memory_mib")), current, image,
                 )
             )  # fmt: skip
         return sorted(found, key=lambda info: info.used)
@@ -161,10 +184,31 @@ class Templates:
         except OSError as error:
             raise StorageError.from_os("remove", path, error) from error
 
+    def give_up(self, key: str) -> None:
+        """Remember that this template could not be made."""
+        try:
+            self._failure(key).touch(mode=0o600)
+        except OSError:
+            pass  # then it is tried again
+
+    def given_up(self, key: str) -> bool:
+        """Whether it could not be made within the last hour, and need not be tried at every start."""
+        try:
+            age = time.time() - self._failure(key).stat().st_mtime
+        except OSError:
+            return False
+        if 0 <= age < _RETRY:
+            return True
+        self._failure(key).unlink(missing_ok=True)
+        return False
+
+    def _failure(self, key: str) -> Path:
+        return self.directory / f".{key}.failed"
+
     @contextmanager
     def making(self, key: str, *, wait: float) -> Iterator[bool]:
         """Hold the right to make this template, or False if another process has kept it for `wait`
-        seconds. For the main thread: waiting ends by SIGALRM. Raises `StorageError`."""
+        seconds (0: has it). For the main thread: waiting ends by SIGALRM. Raises `StorageError`."""
         lock = self.directory / f".{key}.lock"
         try:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -218,7 +262,8 @@ def _flock_within(descriptor: int, seconds: float) -> bool:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
     except BlockingIOError:
-        pass
+        if seconds <= 0:
+            return False
 
     def over(*_: object) -> None:
         raise TimeoutError
@@ -235,21 +280,36 @@ def _flock_within(descriptor: int, seconds: float) -> bool:
         signal.signal(signal.SIGALRM, previous)
 
 
-def _files(memory: int, state: int) -> str:
+def _open(path: Path) -> Template:
+    """The files of a template, not verified. Raises `OSError`."""
+    found: list[int] = []
+    try:
+        for name in ("memory", "state", "upper"):
+            try:
+                found.append(os.open(path / name, os.O_RDONLY | os.O_CLOEXEC))
+            except FileNotFoundError:
+                if name != "upper":
+                    raise
+    except BaseException:
+        for descriptor in found:
+            os.close(descriptor)
+        raise
+    return Template(path.name, *found)
+
+
+def _files(template: Template) -> str:
+    """What the record says of the files that it was made with."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return f"{_identity(os.fstat(memory))} {_identity(os.fstat(state))} {boot}"
+    descriptors = (template.memory, template.state, template.upper)
+    return " ".join([*(_identity(os.fstat(each)) for each in descriptors if each is not None), boot])
 
 
 def _named_files(path: Path) -> str:
-    memory = os.open(path / "memory", os.O_RDONLY | os.O_CLOEXEC)
+    template = _open(path)
     try:
-        state = os.open(path / "state", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            return _files(memory, state)
-        finally:
-            os.close(state)
+        return _files(template)
     finally:
-        os.close(memory)
+        template.close()
 
 
 def _identity(found: os.stat_result) -> str:
@@ -271,6 +331,11 @@ def _directories(parent: Path) -> list[Path]:
         return [path for path in parent.iterdir() if not path.name.startswith(".") and path.is_dir()]
     except OSError:
         return []
+
+
+def _path(digits: str | None) -> Path | None:
+    """The path whose bytes these are; ValueError if they are not hexadecimal digits."""
+    return Path(os.fsdecode(bytes.fromhex(digits))) if digits else None
 
 
 def _number(text: str | None) -> int:

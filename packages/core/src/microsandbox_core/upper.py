@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from pathlib import Path
 
-from microsandbox_core.artifacts import prepare, temporary_for
+from microsandbox_core import env
+from microsandbox_core.artifacts import copy_sparse, prepare, temporary_for
 from microsandbox_core.errors import CoreError, StorageError
 
 DEFAULT_SIZE = 8 << 30
@@ -29,7 +29,7 @@ def create_upper(home: Path, path: Path, *, size: int = DEFAULT_SIZE) -> None:
     size = -(-size // _STEP) * _STEP
     formatted = _ensure_formatted(home, size)
     try:
-        _copy_sparse(formatted, path)
+        copy_sparse(formatted, path)
     except FileExistsError as error:
         raise StorageError.from_os("create", path, error) from error
     except OSError as error:
@@ -40,14 +40,14 @@ def create_upper(home: Path, path: Path, *, size: int = DEFAULT_SIZE) -> None:
 def mke2fs() -> str:
     """Path of `mke2fs`. It lives in `sbin`, which an ordinary user's PATH often lacks."""
     search = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin", "/usr/local/sbin"])
-    found = shutil.which("mke2fs", path=search)
+    found = env.program("mke2fs", search)
     if found is None:
         raise CoreError(
             "mke2fs is not installed",
             hint="run `msb setup`, or install the package e2fsprogs",
             code="mke2fs_missing",
         )
-    return found
+    return str(found)
 
 
 # Part of the cache key: other options make another file system.
@@ -62,9 +62,14 @@ _OPTIONS = (
 )  # fmt: skip
 
 
-def _ensure_formatted(home: Path, size: int) -> Path:
+def upper_kind(size: int) -> str:
+    """A name for uppers of `size` bytes, which changes when they are formatted in another way."""
     key = hashlib.sha256(" ".join(_OPTIONS).encode()).hexdigest()[:12]
-    path = home / "cache" / "uppers" / f"{size >> 20}M-{key}.ext4"
+    return f"{size >> 20}M-{key}"
+
+
+def _ensure_formatted(home: Path, size: int) -> Path:
+    path = home / "cache" / "uppers" / f"{upper_kind(size)}.ext4"
     if path.exists():
         return path
     import subprocess
@@ -88,7 +93,7 @@ def _ensure_formatted(home: Path, size: int) -> Path:
                     hint="check the free space under MSB_HOME",
                 )
         # mke2fs reserves blocks that it never writes; the copy holds only what has content.
-        _copy_sparse(temporary, packed)
+        copy_sparse(temporary, packed)
         packed.chmod(0o400)
         packed.rename(path)
     except OSError as error:
@@ -97,27 +102,3 @@ def _ensure_formatted(home: Path, size: int) -> Path:
         temporary.unlink(missing_ok=True)
         packed.unlink(missing_ok=True)
     return path
-
-
-def _copy_sparse(source: Path, target: Path) -> None:
-    """Copy the data of a sparse file and leave its holes holes; `target` must not exist."""
-    with source.open("rb") as reader:
-        size = os.fstat(reader.fileno()).st_size
-        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as writer:
-            os.ftruncate(writer.fileno(), size)
-            position = 0
-            while True:
-                try:
-                    start = os.lseek(reader.fileno(), position, os.SEEK_DATA)
-                except OSError:  # ENXIO: only a hole is left
-                    return
-                end = os.lseek(reader.fileno(), start, os.SEEK_HOLE)
-                position = start
-                while position < end:
-                    moved = os.copy_file_range(
-                        reader.fileno(), writer.fileno(), end - position, position, position
-                    )
-                    if moved == 0:
-                        raise OSError(5, "the file became shorter while it was copied")
-                    position += moved

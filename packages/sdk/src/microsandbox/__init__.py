@@ -6,9 +6,10 @@ the way to starting a VM, and pay only for those.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 __version__ = "0.1.0"
+
+# As in `typing`, whose import takes longer than everything before the supervisor is started.
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from microsandbox.errors import (
@@ -98,7 +99,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     for module, names in _HOME.items():
         if name in names:
             from importlib import import_module

@@ -37,10 +37,12 @@ _KINDS: Mapping[str, type[StartError | StateError | ConfigError | ImageError]] =
 class Ready(NamedTuple):
     """What the supervisor said when the sandbox was up. `timings`: milliseconds since the
     supervisor began, by step; `agent`: microseconds that agentd took for each step; `cold`: why the
-    kernel was booted, empty when the sandbox was started from a template."""
+    kernel was booted, empty when the sandbox was started from a template; `mounting`: why its image had to
+    be mounted, empty when the template had it."""
 
     isolation: str
     cold: str
+    mounting: str
     timings: Mapping[str, float]
     agent: Mapping[str, int]
     vmm_pid: int
@@ -52,7 +54,7 @@ async def wait_ready(pending: Pending) -> Ready:
     lifeline.setblocking(False)
     message = await receive(lifeline)
     if message is None:
-        await asyncio.to_thread(wait_gone, pending.supervisor.pidfd)
+        await gone(pending.supervisor.pidfd)
         said = _last_words(pending)
         raise StartError(
             f"the supervisor of {pending.record.name!r} ended before the sandbox was up"
@@ -64,6 +66,7 @@ async def wait_ready(pending: Pending) -> Ready:
         return Ready(
             str(message["isolation"]),
             str(message["cold"]),
+            str(message["mounting"]),
             message["timings"],
             message["agent"],
             int(message["vmm_pid"]),
@@ -90,9 +93,22 @@ async def receive(lifeline: socket.socket) -> dict[str, Any] | None:
     return message
 
 
+async def gone(pidfd: int) -> None:
+    """Wait until the process has ended. The descriptor is the caller's own, and open meanwhile."""
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    loop.add_reader(pidfd, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(pidfd)
+
+
 def wait_gone(pidfd: int, timeout: float | None = None) -> bool:
-    """Wait until the process has ended; False if it has not after `timeout` seconds."""
-    return bool(select.select([pidfd], [], [], timeout)[0])
+    """`gone` without an event loop; False if it has not ended after `timeout` seconds."""
+    poll = select.poll()  # not select(), which takes no descriptor above 1023
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(None if timeout is None else timeout * 1000))
 
 
 def supervisor_of(connection: socket.socket) -> int:

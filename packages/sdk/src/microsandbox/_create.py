@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import secrets
+import signal
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -21,6 +20,9 @@ from microsandbox.errors import SandboxNotFound, StateError, StillRunning, trans
 if TYPE_CHECKING:
     from microsandbox_oci import Image, ImageStore
     from microsandbox_oci import Progress as LoadProgress
+
+
+_END_TIME = 5.0  # seconds for a supervisor that is not wanted any more
 
 
 class Pending(NamedTuple):
@@ -80,7 +82,7 @@ def begin(
     Raises `AlreadyExists`, `StateError`, `ImageError`, `StartError`; nothing is left behind then.
     """
     begun = time.monotonic()
-    identifier = secrets.token_hex(8)
+    identifier = os.urandom(8).hex()
     directory = SandboxDirectory(home, identifier)
     lock = directory.create()
     state = State(home)
@@ -88,26 +90,49 @@ def begin(
         identifier, name or f"msb-{identifier[:8]}", ephemeral, time.time_ns(), shown_image, image.digest,
         config.pack(),
     )  # fmt: skip
+    # What ends with this process, and is removed then, can be recorded once it is on its way: whoever is
+    # killed before that, a directory without a record goes when its lock is free. A name is taken first.
+    unnamed = attached and ephemeral and name is None
     try:
-        try:
-            state.add(record)
-        except BaseException:
+        if not unnamed:
             try:
-                directory.remove()
-            finally:
-                os.close(lock)
-            raise
+                state.add(record)
+            except BaseException:
+                try:
+                    directory.remove()
+                finally:
+                    os.close(lock)
+                raise
         try:
             supervisor = _launch(home, record, config, image, directory, lock, attached)
         except BaseException:
             # The directory first: a database that cannot be written now must not keep it.
             directory.remove()
-            state.remove(identifier)
+            if not unnamed:
+                state.remove(identifier)
             raise
+        if unnamed:
+            try:
+                state.add(record)
+            except BaseException:
+                _take_back(supervisor)
+                raise
         _repair_quietly(home, state)
     finally:
         state.close()
     return Pending(home, record, config, image, directory, supervisor, attached, True, begun)
+
+
+def _take_back(supervisor: Supervisor) -> None:
+    """End a supervisor that has just been started, and remove what it could not."""
+    from microsandbox import _attach
+
+    supervisor.close()
+    _attach.terminate(supervisor.pidfd)
+    if not _attach.wait_gone(supervisor.pidfd, _END_TIME):
+        _attach.terminate(supervisor.pidfd, signal.SIGKILL)
+    supervisor.reap()
+    supervisor.directory.remove()
 
 
 def begin_again(home: Path, name: str, *, attached: bool = False, cold: bool = False) -> Pending:
@@ -119,7 +144,7 @@ def begin_again(home: Path, name: str, *, attached: bool = False, cold: bool = F
     record = find(home, name)
     config = SandboxConfig.unpack(record.config)
     if cold:
-        config = replace(config, cold=True)
+        config = config._replace(cold=True)
     directory = SandboxDirectory(home, record.id)
     image = image_of(home, record)
     lock = directory.try_lock()

@@ -142,7 +142,8 @@ def sweep(home: Path, is_known: Callable[[str], bool]) -> None:
     """Remove the directories that do not belong to a running sandbox or to a record.
 
     `is_known` tells whether there is a record of an id. It is asked after the lock was found free: a
-    creator lets go of the lock only when its record is there, so what then has none never will.
+    creator lets go of the lock only when its record is there, so what then has none never will. (Or, when
+    the sandbox ends with the creator, when a supervisor has it; without that one there is no sandbox.)
     """
     parent = home / "sandboxes"
     if not parent.is_dir():
@@ -183,14 +184,18 @@ def _names(path: Path) -> list[str]:
 
 
 def _delete(path: Path) -> None:
+    from microsandbox_core.artifacts import remove
+
     try:
-        if path.is_dir() and not path.is_symlink():
-            # Only here: it is heavy, and a start does not need it.
+        try:
+            remove(path)
+        except FileNotFoundError:
+            raise
+        except OSError:
+            # There are directories in it. Only here: an end that is waited for does not need the import.
             import shutil
 
             shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
     except FileNotFoundError:
         pass  # another process was repairing the same leftovers
     except OSError as error:

@@ -7,7 +7,8 @@ from pathlib import Path
 from microsandbox_core import env
 from microsandbox_core.bootdisk import BootDisk, ensure_boot_disk
 from microsandbox_core.kernel import Kernel, ensure_kernel
-from microsandbox_core.vmm import Disk, DiskFormat, VmSpec, choose, ensure_template
+from microsandbox_core.upper import DEFAULT_SIZE, upper_kind
+from microsandbox_core.vmm import Disk, DiskFormat, Root, VmSpec, choose, ensure_template
 
 from microsandbox._config import DEFAULT_CPUS, DEFAULT_MEMORY_MIB
 
@@ -34,6 +35,26 @@ def machine(
         vcpus=cpus,
         memory_mib=memory_mib,
     )
+
+
+# Programs and libraries with which most commands begin, whatever the image.
+_WARM = (
+    b"/bin/sh",
+    b"/lib64/ld-linux-x86-64.so.2",
+    b"/lib/ld-musl-x86_64.so.1",
+    b"/lib/x86_64-linux-gnu/libc.so.6",
+    b"/lib64/libc.so.6",
+    b"/etc/passwd",
+    b"/etc/group",
+)
+
+IMAGE_DISK, UPPER_DISK = 0, 1
+"""Places among the machine's disks."""
+
+
+def root() -> Root:
+    """What of a sandbox's machine can be mounted before it is known whose it will be."""
+    return Root(image=IMAGE_DISK, upper=UPPER_DISK, upper_kind=upper_kind(DEFAULT_SIZE), warm=_WARM)
 
 
 def ensure_default_template(home: Path) -> bool:

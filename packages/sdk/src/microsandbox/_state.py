@@ -7,13 +7,15 @@ version is SQLite's `user_version`; a newer one is refused without writing.
 from __future__ import annotations
 
 import os
-import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from microsandbox.errors import AlreadyExists, StateError
+
+if TYPE_CHECKING:
+    import sqlite3
 
 SCHEMA_VERSION = 1
 _BUSY_TIMEOUT = 10.0  # seconds that a command waits for another one's transaction
@@ -43,6 +45,20 @@ class Record(NamedTuple):
     config: bytes
 
 
+_left_open: list[sqlite3.Connection] | None = None
+
+
+def leave_open() -> None:
+    """From now on `State.close` closes nothing: for a process that ends soon, by `os._exit`.
+
+    Whoever closes a database last copies its log into it, with four waits for the disk. Left alone, the
+    log is copied every thousand pages by whoever writes then; a killed process leaves it the same way.
+    """
+    global _left_open
+    if _left_open is None:
+        _left_open = []
+
+
 class State:
     """The database of one home directory, opened at the first use."""
 
@@ -52,6 +68,8 @@ class State:
 
     def add(self, record: Record) -> None:
         """Insert a sandbox. Raises `AlreadyExists` when the name is taken."""
+        import sqlite3
+
         try:
             with self._transaction() as connection:
                 connection.execute("INSERT INTO sandboxes VALUES (?, ?, ?, ?, ?, ?, ?)", record)
@@ -84,11 +102,17 @@ class State:
     def close(self) -> None:
         """Close the database; it is opened again when needed."""
         if self._connection is not None:
-            self._connection.close()
+            if _left_open is None:
+                self._connection.close()
+            else:
+                _left_open.append(self._connection)
             self._connection = None
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
+        # Only here: a start imports this module before it is ready for the database.
+        import sqlite3
+
         try:
             connection = self._connection or self._open()
             connection.execute("BEGIN IMMEDIATE")
@@ -104,6 +128,8 @@ class State:
             raise self._error(error) from error
 
     def _open(self) -> sqlite3.Connection:
+        import sqlite3
+
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:

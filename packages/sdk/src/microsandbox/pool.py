@@ -7,7 +7,6 @@ import os
 import select
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
 from typing import Final, Self, TypedDict, Unpack
 
 from microsandbox_core import env as environment
@@ -149,12 +148,7 @@ class SandboxPool:
         self._fill()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     # -------------------------------------------------------------- what the tests of the logic replace

@@ -334,11 +334,12 @@ class Sandbox:
             try:
                 async with asyncio.timeout(timeout + 5):
                     await self._client.shutdown(timeout)
-                    await asyncio.to_thread(_attach.wait_gone, pidfd, 5)
+                    async with asyncio.timeout(5):
+                        await _attach.gone(pidfd)
             except (ChannelError, TimeoutError):
                 pass  # it is killed below, or has gone
             _attach.terminate(pidfd)
-            await asyncio.to_thread(_attach.wait_gone, pidfd)
+            await _attach.gone(pidfd)
         finally:
             os.close(pidfd)
         await self._ended()
@@ -350,7 +351,7 @@ class Sandbox:
             return
         try:
             _attach.terminate(pidfd)
-            await asyncio.to_thread(_attach.wait_gone, pidfd)
+            await _attach.gone(pidfd)
         finally:
             os.close(pidfd)
         await self._ended()
@@ -372,7 +373,7 @@ class Sandbox:
         pidfd = self._supervisor()
         if pidfd is not None:
             try:
-                await asyncio.to_thread(_attach.wait_gone, pidfd)
+                await _attach.gone(pidfd)
             finally:
                 os.close(pidfd)
 
@@ -415,7 +416,9 @@ class Sandbox:
         if self._pending is not None:
             self._pending.supervisor.close()
             self._pending.supervisor.reap()
-        if self.ephemeral:
+        # The directory goes before the record. A record that the supervisor could not remove without it
+        # is found by the next command, as after a crash.
+        if self.ephemeral and SandboxDirectory(self._home, self._record.id).path.exists():
             await asyncio.to_thread(_create.forget_quietly, self._home, self._record)
 
     def _lost(self, error: ChannelError) -> NotRunning:
@@ -477,7 +480,10 @@ async def _abandon(pending: Pending) -> None:
     """A start that failed or was given up: wait for the supervisor to clean up, then look after it."""
     pending.supervisor.close()
     _attach.terminate(pending.supervisor.pidfd)
-    if not await asyncio.shield(asyncio.to_thread(_attach.wait_gone, pending.supervisor.pidfd, 5)):
+    try:
+        async with asyncio.timeout(5):
+            await _attach.gone(pending.supervisor.pidfd)
+    except TimeoutError:
         _attach.terminate(pending.supervisor.pidfd, signal.SIGKILL)
     pending.supervisor.reap()
     if pending.record.ephemeral or pending.fresh:

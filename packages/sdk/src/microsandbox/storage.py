@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -11,10 +13,11 @@ from typing import NamedTuple
 
 from microsandbox_core import artifacts
 from microsandbox_core.errors import StorageError
-from microsandbox_core.templates import TemplateInfo, Templates
+from microsandbox_core.templates import Templates
 
-from microsandbox import _create
-from microsandbox._directory import SandboxDirectory
+from microsandbox import _create, _derived
+from microsandbox._derived import Derived, DerivedKind
+from microsandbox._directory import SandboxDirectory, _guard
 from microsandbox._state import Record, State
 from microsandbox.errors import ImageError, MicrosandboxError, translated
 
@@ -26,12 +29,16 @@ class Kind(StrEnum):
 
     IMAGES = "images"
     TEMPLATES = "templates"
-    BASE_FILES = "base_files"
-    """Kernels, boot disks and formatted uppers: made once, used by every start."""
+    KERNELS = "kernels"
+    BOOT_DISKS = "boot_disks"
+    UPPERS = "uppers"
+    """Formatted and empty: each sandbox's own is a copy."""
+    RECORDS = "records"
+    """Of what was found out about the host: whether KVM works, how fast its counter is."""
     RUNNING = "running_sandboxes"
     STOPPED = "stopped_sandboxes"
     LEFTOVERS = "leftovers"
-    """Of crashes: sandboxes that belong to nothing, temporary files whose writers are dead."""
+    """Of crashes: sandboxes that belong to nothing, temporary files and locks whose owners are dead."""
     OTHER = "other"
 
 
@@ -48,7 +55,8 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Removed:
-    """A thing that `prune` removed, or would. `kind`: ``sandbox``, ``template`` or ``temporary``."""
+    """A thing that `prune` removed, or would. `kind`: ``sandbox``, ``template``, ``kernel``, ``boot_disk``,
+    ``upper``, ``record``, ``temporary`` or ``lock``."""
 
     kind: str
     name: str
@@ -73,14 +81,14 @@ def usage(home: Path) -> list[Usage]:
     """What is on disk, one entry for each `Kind`; together it is everything. Raises `StateError`."""
     with translated():
         cache = home / "cache"
-        templates = [info.path for info in _templates(home)]
+        installed = _derived.installation(home)
+        templates = [template.path for template in _derived.templates(home, installed)]
+        derived = _derived.files(home, installed)
         sandboxes = _sandboxes(home)
-        leftovers = [*(path for _, path in sandboxes.leftovers), *_temporary(home)]
+        leftovers = [*(path for _, path in sandboxes.leftovers), *_temporary(home), *_dead_locks(home)]
         images = [path for path in _entries(cache / "images") if len(path.name) == 64]
-        base = [cache / name for name in ("kernels", "boot", "uppers")]
-        artifact_files = [
-            path for part in base for path in _entries(part) if path.suffix in (".elf", ".erofs", ".ext4")
-        ]
+        records = [item.path for item in derived if item.path.parent == cache]
+        superseded = _superseded(derived, sandboxes)
         store = [cache / name for name in ("images", "layers", "refs", "rootfs")]
         found: list[Usage] = []
         measured: set[Path] = set()
@@ -90,12 +98,20 @@ def usage(home: Path) -> list[Usage]:
             measured.update(paths)
             found.append(Usage(kind, count, size, size if reclaimable is None else reclaimable))
 
+        def add_derived(kind: Kind, sort: DerivedKind, paths: Sequence[Path]) -> None:
+            here = [item for item in derived if item.path in paths or item.path.parent in paths]
+            reclaimable = sum(_allocated(item.path) for item in here if item in superseded)
+            add(kind, sum(item.kind is sort for item in here), paths, reclaimable)
+
         # First: they lie in directories of the other kinds and are counted once.
         add(Kind.LEFTOVERS, len(leftovers), leftovers)
         used = {record.image_digest for record in sandboxes.records}
         add(Kind.IMAGES, len(images), store, _unused_images(home, used))
         add(Kind.TEMPLATES, len(templates), templates)
-        add(Kind.BASE_FILES, len(artifact_files), base, 0)
+        add_derived(Kind.KERNELS, DerivedKind.KERNEL, [cache / "kernels"])
+        add_derived(Kind.BOOT_DISKS, DerivedKind.BOOT_DISK, [cache / "boot"])
+        add_derived(Kind.UPPERS, DerivedKind.UPPER, [cache / "uppers"])
+        add_derived(Kind.RECORDS, DerivedKind.RECORD, records)
         add(Kind.RUNNING, len(sandboxes.running), sandboxes.running, 0)
         add(Kind.STOPPED, len(sandboxes.stopped), sandboxes.stopped, 0)
         add(Kind.OTHER, _count_files(home, measured), [home], 0)
@@ -104,29 +120,32 @@ def usage(home: Path) -> list[Usage]:
 
 
 def prune(home: Path, *, everything: bool = False, dry_run: bool = False) -> Pruned:
-    """Remove what crashes have left, and templates that no start can use; with `everything`, all templates.
+    """Remove what crashes have left, templates that no start can use, and what else earlier installations
+    have derived; with `everything`, all templates.
 
-    Images, running sandboxes and sandboxes that can be started again are not touched. With `dry_run`
-    nothing is, and the result says what would be removed.
+    Kernels, boot disks and uppers are opened by name in the course of a start. So while a sandbox runs or is
+    being started, those stay that the present installation does not use. Images, running sandboxes and
+    sandboxes that can be started again are not touched. With `dry_run` nothing is, and the result says what
+    would be removed.
 
     Raises `StateError` when what there is cannot be found out; what then cannot be removed is among the
     failures of the result.
     """
     with translated():
+        installed = _derived.installation(home)
+        found = _sandboxes(home)
+        sandboxes = [Removed("sandbox", name, path, _allocated(path)) for name, path in found.leftovers]
         others = [
-            Removed("template", info.key, info.path, _allocated(info.path))
-            for info in _templates(home)
-            if everything or not info.current
+            Removed("template", template.path.name, template.path, _allocated(template.path))
+            for template in _derived.templates(home, installed)
+            if everything or not template.current
         ]
-        others += [
-            Removed("temporary", path.relative_to(home).as_posix(), path, _allocated(path))
-            for path in _temporary(home)
-        ]
-        sandboxes = [
-            Removed("sandbox", name, path, _allocated(path)) for name, path in _sandboxes(home).leftovers
-        ]
+        superseded = _superseded(_derived.files(home, installed), found)
+        derived = [_removed(home, item.kind, item.path) for item in superseded]
+        others += [_removed(home, "temporary", path) for path in _temporary(home)]
+        others += [_removed(home, "lock", path) for path in _dead_locks(home)]
     if dry_run:
-        return Pruned((*sandboxes, *others), ())
+        return Pruned((*sandboxes, *derived, *others), ())
     removed: list[Removed] = []
     failures: list[MicrosandboxError] = []
     if sandboxes:
@@ -135,19 +154,37 @@ def prune(home: Path, *, everything: bool = False, dry_run: bool = False) -> Pru
         except MicrosandboxError as failure:
             failures.append(failure)
         removed += [item for item in sandboxes if not item.path.exists()]
-    for item in others:
+
+    def work_off(items: Sequence[Removed]) -> None:
+        for item in items:
+            try:
+                with translated():
+                    _remove(home, item)
+            except MicrosandboxError as failure:
+                failures.append(failure)
+            else:
+                if item.kind != "lock" or not item.path.exists():
+                    removed.append(item)
+
+    if derived:
         try:
-            with translated():
-                _remove(home, item)
-            removed.append(item)
+            with _starts_held(home) as nothing_runs:
+                work_off(derived if nothing_runs else [])
         except MicrosandboxError as failure:
             failures.append(failure)
+    work_off(others)
     return Pruned(tuple(removed), tuple(failures))
+
+
+def _removed(home: Path, kind: str, path: Path) -> Removed:
+    return Removed(str(kind), path.relative_to(home).as_posix(), path, _allocated(path))
 
 
 def _remove(home: Path, item: Removed) -> None:
     if item.kind == "template":
         Templates(home).remove(item.name)
+    elif item.kind == "lock":
+        _remove_lock(item.path)
     elif item.path.parent == home / "cache" / "tmp":
         _create.image_store(home).sweep()
     else:
@@ -200,11 +237,62 @@ def _records(home: Path) -> list[Record]:
         state.close()
 
 
-def _templates(home: Path) -> list[TemplateInfo]:
-    templates = Templates(home)
-    # Asked before anything is counted, and not of a home that has none: to find out whether a template can
-    # be used, the kernel and the boot disk are made if they are not in the cache.
-    return templates.list() if _entries(home / "cache" / "templates") else []
+def _superseded(derived: Sequence[Derived], sandboxes: _Sandboxes) -> list[Derived]:
+    """Those that can go: not used by the present installation, nor by one whose sandboxes run.
+
+    What a running sandbox uses it has open, but which of them is just being started, and is about to open
+    what it has found by name, cannot be seen. Times of access do not tell either: many file systems keep
+    none.
+    """
+    return [] if sandboxes.running else [item for item in derived if not item.current]
+
+
+@contextmanager
+def _starts_held(home: Path) -> Iterator[bool]:
+    """Keep sandboxes from being started, and tell whether none runs or is being started.
+
+    A start takes the lock of its sandbox first, for which it needs the guard, and only then looks which
+    files there are. So if no lock is held while we have the guard, whoever starts next finds what we leave.
+    """
+    parent = home / "sandboxes"
+    with _guard(parent, fcntl.LOCK_EX):
+        yield not any(SandboxDirectory(home, path.name)._is_locked() for path in _entries(parent))
+
+
+def _dead_locks(home: Path) -> list[Path]:
+    """Locks on templates that nobody makes: a maker removes its own, unless it is killed."""
+    entries = _entries(home / "cache" / "templates")
+    return [path for path in entries if path.name[0] == "." and path.suffix == ".lock" and _is_free(path)]
+
+
+def _is_free(lock: Path) -> bool:
+    try:
+        descriptor = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _remove_lock(lock: Path) -> None:
+    """Remove a lock unless somebody holds it. Whoever waits for it looks whether the name is still there."""
+    try:
+        descriptor = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(descriptor).st_ino == lock.stat().st_ino:
+                lock.unlink()
+        finally:
+            os.close(descriptor)
+    except (BlockingIOError, FileNotFoundError):
+        pass  # the template is being made again, or the maker was faster
+    except OSError as error:
+        raise StorageError.from_os("remove", lock, error) from error
 
 
 def _temporary(home: Path) -> list[Path]:

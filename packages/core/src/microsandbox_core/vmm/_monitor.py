@@ -8,7 +8,8 @@ from __future__ import annotations
 import select
 import socket
 import time
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from microsandbox_core.errors import TemplateFailed
 
@@ -17,6 +18,9 @@ _CAPABILITIES = [
     {"capability": "x-ignore-shared", "state": True},
     {"capability": "events", "state": True},
 ]
+
+
+_LOAD_COMMANDS = 3
 
 
 def load_commands(state: int) -> bytes:
@@ -31,17 +35,55 @@ def load_commands(state: int) -> bytes:
     )
 
 
-def save(monitor: socket.socket, state: int, *, deadline: float) -> None:
+class Detached(NamedTuple):
+    """A read-only disk that is taken away before the machine is saved, because QEMU saves none whose format
+    it cannot pass on to another process. `node` is the disk's `raw` node, `under` what it reads from."""
+
+    node: str
+    under: str
+    size: int
+
+
+def save(
+    monitor: socket.socket,
+    state: int,
+    *,
+    deadline: float,
+    detach: Sequence[Detached] = (),
+    restored: bool = False,
+) -> None:
     """Stop the machine and write its device state to the descriptor `state`, for good: the machine must
-    not run again. `deadline` is in `time.monotonic()`. Raises `TemplateFailed`."""
+    not run again. `deadline` is in `time.monotonic()`. `restored`: it was loaded by `load_commands`, whose
+    answers have not been read. Raises `TemplateFailed`."""
     talk = _Talk(monitor, deadline)
-    talk.ask("qmp_capabilities", {})
+    if restored:
+        talk.answers(_LOAD_COMMANDS)
+    else:
+        talk.ask("qmp_capabilities", {})
+    before = talk.ask("query-blockstats", {}) if detach else []
+    for number, disk in enumerate(detach):
+        nothing = {
+            "driver": "null-co", "node-name": f"nothing{number}", "size": disk.size,
+            "read-zeroes": True, "read-only": True,
+        }  # fmt: skip
+        talk.ask("blockdev-add", nothing)
+        raw = {"driver": "raw", "node-name": disk.node, "read-only": True, "file": nothing["node-name"]}
+        talk.ask("blockdev-reopen", {"options": [raw]})
+        talk.ask("blockdev-del", {"node-name": disk.under})
     talk.ask("migrate-set-capabilities", {"capabilities": _CAPABILITIES})
     talk.ask("getfd", {"fdname": "state"}, pass_on=state)
     # Not stopped before: a machine saved while it is stopped stays stopped when it is loaded.
     talk.ask("migrate", {"uri": "fd:state"})
     talk.wait_migrated()
+    # The machine was idle but not stopped: what it had read meanwhile would have been zeros.
+    if detach and _reads(talk.ask("query-blockstats", {})) != _reads(before):
+        raise TemplateFailed("the machine read from a disk while it was saved")
     talk.ask("quit", {})
+
+
+def _reads(stats: Any) -> list[int]:
+    """How many reads every disk has had."""
+    return [disk["stats"]["rd_operations"] for disk in stats]
 
 
 def _command(name: str, arguments: dict[str, Any]) -> bytes:
@@ -57,7 +99,8 @@ class _Talk:
         self._read = b""
         self._status = ""
 
-    def ask(self, name: str, arguments: dict[str, Any], *, pass_on: int | None = None) -> None:
+    def ask(self, name: str, arguments: dict[str, Any], *, pass_on: int | None = None) -> Any:
+        """Give a command; what it returns."""
         command = _command(name, arguments)
         try:
             if pass_on is None:
@@ -66,10 +109,18 @@ class _Talk:
                 socket.send_fds(self._monitor, [command], [pass_on])
         except OSError as error:
             raise TemplateFailed(f"QEMU's monitor is gone at {name}: {error.strerror}") from error
+        return self._answer(name)
+
+    def answers(self, count: int) -> None:
+        """Read the answers to commands that were given before."""
+        for _ in range(count):
+            self._answer("its first commands")
+
+    def _answer(self, name: str) -> Any:
         while True:
             message = self._receive(name)
             if "return" in message:
-                return
+                return message["return"]
             if "error" in message:
                 told = message["error"]
                 raise TemplateFailed(f"QEMU refused {name}: {told.get('desc', told)}")

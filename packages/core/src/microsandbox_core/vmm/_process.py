@@ -6,9 +6,11 @@ import ctypes
 import os
 import resource
 import signal
+import socket
 from collections.abc import Sequence
 
-from microsandbox_core.errors import BootFailed
+from microsandbox_core.errors import BootFailed, TemplateFailed
+from microsandbox_core.vmm._handover import Handover, Offer, install
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _PR_SET_NO_NEW_PRIVS = 38
@@ -24,6 +26,11 @@ class Child:
         self.pid = pid
         self.pidfd = os.pidfd_open(pid)
         self._status: int | None = None
+        self._handover: Handover | None = None
+
+    def hand_over(self, listener: int, offer: Offer) -> None:
+        """Begin the hand-over; see `Handover`, which takes over `listener`. Raises `TemplateFailed`."""
+        self._handover = Handover(listener, self.pid, self.pidfd, offer)
 
     def kill(self) -> None:
         """SIGKILL, unless it has been reaped."""
@@ -35,49 +42,74 @@ class Child:
         if self._status is None:
             _, status = os.waitpid(self.pid, 0)
             self._status = os.waitstatus_to_exitcode(status)
+            if self._handover is not None:
+                self._handover.join()  # until then it watches the descriptor
             os.close(self.pidfd)
         return self._status
 
 
-def spawn(arguments: Sequence[str], *, inherit: Sequence[int], output: int) -> Child:
+def spawn(
+    arguments: Sequence[str], *, inherit: Sequence[int], output: int, offer: Offer | None = None
+) -> Child:
     """Run `arguments[0]` with these descriptors, `output` as stdout and stderr, and nothing else.
 
     The child gets its own session (so that a terminal's Ctrl-C does not reach it), no new
     privileges, no core dumps, an empty environment, and SIGKILL when the calling thread ends.
+    When it opens what `offer` names it gets the descriptor in it, while this process goes on.
     Call from a process with one thread: the child runs Python between fork and exec.
-    Raises `BootFailed` when the program cannot be run.
+    Raises `BootFailed` when the program cannot be run, `TemplateFailed` when this host has no such offers.
     """
     parent = os.getpid()
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    report, complain = os.pipe2(os.O_CLOEXEC)
+    report, complain = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     # Whoever ends us here would leave a child that still has all our descriptors, locks among them.
     held = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
     pid = os.fork()
     if pid == 0:
         try:
-            _become(arguments, inherit, output, null, complain, parent)
+            _become(arguments, inherit, output, null, complain, parent, offer is not None)
         except OSError as error:
-            os.write(complain, str(error.errno).encode())
+            complain.send(str(error.errno).encode())
         finally:
             os._exit(127)
-    os.close(complain)
+    complain.close()
     os.close(null)
     child = Child(pid)
-    with os.fdopen(report, "rb") as pipe:
-        failure = pipe.read(16)  # ends empty when exec() closes the other end
+    with report:
+        told, listeners, _, _ = socket.recv_fds(report, 16, 1, socket.MSG_CMSG_CLOEXEC)
+        if listeners:
+            told = report.recv(16)
+    # What was told last is empty when exec() closed the other end.
     signal.pthread_sigmask(signal.SIG_SETMASK, held)
-    if failure:
+    try:
+        if offer is not None and not listeners:
+            reason = os.strerror(int(told)) if told else "the child was killed"
+            raise TemplateFailed(f"a file cannot be offered to {arguments[0]}: {reason}")
+        if told:
+            raise BootFailed(
+                f"cannot run {arguments[0]}: {os.strerror(int(told))}",
+                stage="spawn",
+                hint="run `msb doctor` to see what this machine lacks",
+            )
+        if offer is not None:
+            child.hand_over(listeners.pop(), offer)
+    except BaseException:
+        for listener in listeners:
+            os.close(listener)
+        child.kill()
         child.reap()
-        raise BootFailed(
-            f"cannot run {arguments[0]}: {os.strerror(int(failure))}",
-            stage="spawn",
-            hint="run `msb doctor` to see what this machine lacks",
-        )
+        raise
     return child
 
 
 def _become(
-    arguments: Sequence[str], inherit: Sequence[int], output: int, null: int, complain: int, parent: int
+    arguments: Sequence[str],
+    inherit: Sequence[int],
+    output: int,
+    null: int,
+    complain: socket.socket,
+    parent: int,
+    listened_to: bool,
 ) -> None:
     os.setsid()
     # The order matters: the parent may have died before the request for its death signal took hold.
@@ -96,7 +128,7 @@ def _become(
     os.dup2(null, 0)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    wanted = sorted({*inherit, complain})
+    wanted = sorted({*inherit, complain.fileno()})
     start = 3
     for descriptor in wanted:
         os.closerange(start, descriptor)
@@ -104,4 +136,6 @@ def _become(
     os.closerange(start, os.sysconf("SC_OPEN_MAX"))
     for descriptor in inherit:
         os.set_inheritable(descriptor, True)
+    if listened_to:
+        socket.send_fds(complain, [b"0"], [install()])
     os.execve(arguments[0], list(arguments), {"LC_ALL": "C"})

@@ -8,6 +8,9 @@ A template is made by booting the machine with placeholders for the disks that a
 memory in a shared file, and saving the device state when agentd waits for its configuration. It is started
 by mapping that memory privately and loading the state (QEMU: migration with `x-ignore-shared`). QEMU does
 not compare the sizes of disks on loading, so the placeholders only have to be larger than any disk.
+
+From such a template another can be made that has an image's root mounted: started with a copy of the memory,
+with the disks, and saved again once agentd has mounted them.
 """
 
 from __future__ import annotations
@@ -15,20 +18,24 @@ from __future__ import annotations
 import hashlib
 import os
 import select
-import shutil
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from microsandbox_core import env
-from microsandbox_core.artifacts import identity
+from microsandbox_core.artifacts import copy_sparse, identity
 from microsandbox_core.errors import BootFailed, SpecInvalid, TemplateFailed, VmmNotFound
 from microsandbox_core.templates import Template
-from microsandbox_core.vmm._monitor import load_commands, save
+from microsandbox_core.vmm._handover import Offer
+from microsandbox_core.vmm._monitor import Detached, load_commands, save
 from microsandbox_core.vmm._process import Child, spawn
-from microsandbox_core.vmm._spec import Capability, Disk, DiskFormat, Isolation, VmSpec
+from microsandbox_core.vmm._spec import Capability, Disk, DiskFormat, Isolation, Root, VmSpec
 from microsandbox_core.vmm._vmdk import read_extents, write_descriptor
+
+if TYPE_CHECKING:
+    from microsandbox_core.channel import HostConnection
 
 BINARY = "qemu-system-x86_64"
 
@@ -53,13 +60,13 @@ _KERNEL_ARGUMENTS = (
 def find_qemu() -> Path:
     """The QEMU to run: MSB_QEMU, or the first in PATH. Raises `VmmNotFound`."""
     chosen = env.value(env.MSB_QEMU)
-    found = shutil.which(chosen or BINARY)
+    found = env.program(chosen or BINARY)
     if found is None:
         raise VmmNotFound(
             f"{chosen} (from {env.MSB_QEMU}) is not a program" if chosen else f"{BINARY} is not installed",
             hint="run `msb setup`, or install the package qemu-system-x86",
         )
-    return Path(found)
+    return found
 
 
 class QemuVm:
@@ -134,6 +141,8 @@ class Qemu:
         spec.check()
         files: list[int] = []
         ours, theirs = socket.socketpair()
+        # QEMU 7.2 opens a memory file for writing, even to map it privately; other sandboxes map it too.
+        memory = Offer(f"/proc/self/fd/{template.memory}", template.memory)
         try:
             disks = self._disks(spec, files)
             vm = self._spawn(
@@ -141,7 +150,8 @@ class Qemu:
                 disks,
                 [*files, template.memory, template.state, theirs.fileno()],
                 [*_monitor(theirs.fileno()), "-incoming", "defer"],
-                memory=f"/proc/self/fd/{template.memory},share=off",
+                memory=f"{memory.name},share=off",
+                offer=memory,
                 monitor=ours,
                 template=template.key,
             )
@@ -158,15 +168,16 @@ class Qemu:
             pass  # it has ended, which is noticed where it is waited for
         return vm
 
-    def template_key(self, spec: VmSpec, kernel: str, boot_disk: str) -> str:
-        """64 hex digits for everything that a template and the machine started from it have in common.
-
-        `kernel` and `boot_disk` are their digests.
-        """
+    def template_key(self, spec: VmSpec, kernel: str, boot_disk: str, root: Root | None = None) -> str:
+        """See `Vmm.template_key`."""
         arguments = self._arguments(spec, _placeholders(spec), "memory", 0, 0)
         arguments[arguments.index("-kernel") + 1] = kernel
         processor = _processor() if self.isolation is Isolation.KVM else ""
         parts = [_FORMAT, identity(self.binary), processor, boot_disk, *arguments]
+        if root is not None:
+            image = spec.disks[root.image]
+            parts += [identity(each) for each in _files_of(image)]
+            parts += [image.path.read_text(errors="surrogateescape"), repr(root)]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
     def make_template(self, spec: VmSpec, directory: Path, *, seconds: float) -> None:
@@ -194,13 +205,9 @@ class Qemu:
             try:
                 _await_agent(vm, end)
                 save(ours, state, deadline=end)
-                if not select.select([vm.pidfd], [], [], max(0.0, end - time.monotonic()))[0]:
-                    raise TemplateFailed("QEMU did not end when its state was saved")
+                _await_end(vm, end)
             finally:
-                vm.kill()
-                vm.reap()
-                vm.agent.close()
-                vm.console.close()
+                _end(vm)
         except OSError as error:
             raise TemplateFailed(f"{directory}: {error.strerror}") from error
         except BootFailed as error:
@@ -211,11 +218,55 @@ class Qemu:
             for descriptor in files:
                 os.close(descriptor)
 
-    def _disks(self, spec: VmSpec, files: list[int]) -> list[str]:
+    def make_mounted(
+        self, spec: VmSpec, base: Template, root: Root, directory: Path, *, seconds: float
+    ) -> None:
+        """See `Vmm.make_mounted`."""
+        end = time.monotonic() + seconds
+        disks = list(spec.disks)
+        disks[root.upper] = Disk(path=directory / "upper")
+        spec = spec._replace(disks=tuple(disks))
+        spec.check()
+        files: list[int] = []
+        ours, theirs = socket.socketpair()
+        try:
+            copy_sparse(Path(f"/proc/self/fd/{base.memory}"), directory / "memory")
+            memory = os.open(directory / "memory", os.O_RDWR | os.O_CLOEXEC)
+            files.append(memory)
+            state = os.open(directory / "state", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            files.append(state)
+            detach: list[Detached] = []
+            attached = self._disks(spec, files, detach)
+            vm = self._spawn(
+                spec,
+                attached,
+                [*files, base.state, theirs.fileno()],
+                [*_monitor(theirs.fileno()), "-incoming", "defer"],
+                memory=f"/proc/self/fd/{memory},share=on",
+            )
+            theirs.close()
+            try:
+                ours.sendall(load_commands(base.state))
+                _await_mounted(vm, root, end)
+                save(ours, state, deadline=end, detach=detach, restored=True)
+                _await_end(vm, end)
+            finally:
+                _end(vm)
+        except OSError as error:
+            raise TemplateFailed(f"{directory}: {error.strerror}") from error
+        except BootFailed as error:
+            raise TemplateFailed(str(error)) from error
+        finally:
+            ours.close()
+            theirs.close()
+            for descriptor in files:
+                os.close(descriptor)
+
+    def _disks(self, spec: VmSpec, files: list[int], detach: list[Detached] | None = None) -> list[str]:
         boot = Disk(path=spec.boot_disk, read_only=True)
         arguments = []
         for number, disk in enumerate((boot, *spec.disks)):
-            arguments += _disk_arguments(number, disk, files)
+            arguments += _disk_arguments(number, disk, files, detach)
         return arguments
 
     def _spawn(
@@ -226,6 +277,7 @@ class Qemu:
         more: list[str],
         *,
         memory: str | None = None,
+        offer: Offer | None = None,
         monitor: socket.socket | None = None,
         template: str | None = None,
     ) -> QemuVm:
@@ -237,6 +289,7 @@ class Qemu:
                 [*self._arguments(spec, disks, memory, *numbers), *more],
                 inherit=[*files, *numbers],
                 output=console_peer.fileno(),
+                offer=offer,
             )
         except BaseException:
             agent.close()
@@ -306,11 +359,53 @@ def _processor() -> str:
 
 def _await_agent(vm: QemuVm, end: float) -> None:
     """Wait until agentd has answered and so has nothing left to do. Raises `TemplateFailed`."""
-    from microsandbox_core.channel import ChannelError, HelloReceived, HostConnection
+    from microsandbox_core.channel import HelloReceived, HostConnection
+
+    _converse(vm, HostConnection("template"), end, lambda event: isinstance(event, HelloReceived))
+
+
+def _await_mounted(vm: QemuVm, root: Root, end: float) -> None:
+    """Let agentd mount the root. Raises `TemplateFailed`."""
+    from microsandbox_core.channel import Ended, HelloReceived, HostConnection
 
     connection = HostConnection("template")
-    vm.agent.sendall(b"".join(connection.output()))
+
+    def done(event: Any) -> bool:
+        if isinstance(event, HelloReceived):
+            connection.open("mount", {"time_ns": time.time_ns(), **root.request()})
+        elif isinstance(event, Ended):
+            if error := event.body.get("error"):
+                raise TemplateFailed(f"agentd could not mount the image: {error!r}")
+            return True
+        return False
+
+    _converse(vm, connection, end, done)
+
+
+def _await_end(vm: QemuVm, end: float) -> None:
+    if not select.select([vm.pidfd], [], [], max(0.0, end - time.monotonic()))[0]:
+        raise TemplateFailed("QEMU did not end when its state was saved")
+
+
+def _end(vm: QemuVm) -> None:
+    vm.kill()
+    vm.reap()
+    vm.agent.close()
+    vm.console.close()
+
+
+def _converse(vm: QemuVm, connection: HostConnection, end: float, done: Callable[[Any], bool]) -> None:
+    """Talk to agentd until `done` with an event. Raises `TemplateFailed`."""
+    from microsandbox_core.channel import ChannelError
+
     printed = b""
+
+    def send() -> None:
+        data = b"".join(connection.output())
+        vm.agent.sendall(data)
+        connection.sent(len(data))
+
+    send()
     while (left := end - time.monotonic()) > 0:
         watched: list[Any] = [vm.agent, vm.console, vm.pidfd]
         ready, _, _ = select.select(watched, [], [], left)
@@ -319,8 +414,10 @@ def _await_agent(vm: QemuVm, end: float) -> None:
                 events = connection.receive(vm.agent.recv(1 << 16))
             except ChannelError as error:
                 raise TemplateFailed(f"agentd: {error}") from error
-            if any(isinstance(event, HelloReceived) for event in events):
-                return
+            for event in events:
+                if done(event):
+                    return
+            send()
         if vm.console in ready:
             printed = (printed + vm.console.recv(1 << 16))[-4096:]
         if vm.pidfd in ready:
@@ -329,8 +426,20 @@ def _await_agent(vm: QemuVm, end: float) -> None:
     raise TemplateFailed("agentd did not answer in time")
 
 
-def _disk_arguments(number: int, disk: Disk, files: list[int]) -> list[str]:
+def _files_of(disk: Disk) -> list[Path]:
+    """The disk's file, and the files that it is put together from."""
+    if disk.format is DiskFormat.VMDK:
+        return [disk.path, *(extent.path for extent in read_extents(disk.path))]
+    return [disk.path]
+
+
+def _disk_arguments(
+    number: int, disk: Disk, files: list[int], detach: list[Detached] | None = None
+) -> list[str]:
+    """QEMU's arguments for a disk. With `detach` it is attached so that the machine can be saved, and what
+    has to be taken away for that is appended."""
     arguments: list[str] = []
+    node = f"disk{number}"
 
     def give(descriptor: int) -> str:
         """Hand the descriptor to QEMU and return the name under which it opens it."""
@@ -345,17 +454,23 @@ def _disk_arguments(number: int, disk: Disk, files: list[int]) -> list[str]:
             (give(_open(extent.path, read_only=True)), extent.sectors, extent.offset)
             for extent in read_extents(disk.path)
         ]
+        if detach is not None:
+            detach.append(Detached(node, f"under{number}", 512 * sum(sectors for _, sectors, _ in extents)))
+            node = f"under{number}"
         name = give(_memory_file(write_descriptor(extents)))
     else:
         name = give(_open(disk.path, read_only=disk.read_only))
-    options = [f"driver={disk.format}", f"node-name=disk{number}"]
+    options = [f"driver={disk.format}", f"node-name={node}"]
     options.append(f"read-only={'on' if disk.read_only else 'off'}")
     if disk.scratch:
         options.append("cache.no-flush=on")
     if not disk.read_only:
         options.append("discard=unmap")
     options += ["file.driver=file", f"file.filename={name}"]
-    arguments += ["-blockdev", ",".join(options), *_disk_device(number)]
+    arguments += ["-blockdev", ",".join(options)]
+    if node != f"disk{number}":
+        arguments += ["-blockdev", f"driver=raw,node-name=disk{number},read-only=on,file={node}"]
+    arguments += _disk_device(number)
     return arguments
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import socket
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 from microsandbox_core.errors import SpecInvalid
 from microsandbox_core.templates import Template
@@ -38,8 +37,12 @@ class Capability(StrEnum):
     FORK = "fork"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Disk:
+MAX_DISKS = 4
+"""With `acpi=off` the microvm machine has 8 virtio slots; the boot disk, the console,
+the random number generator and the network card take one each."""
+
+
+class Disk(NamedTuple):
     """A virtio-blk device. `scratch`: its content need not survive the machine, so a flush that
     the guest asks for may be skipped."""
 
@@ -49,8 +52,7 @@ class Disk:
     scratch: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VmSpec:
+class VmSpec(NamedTuple):
     """A machine: `disks` become /dev/vdb, /dev/vdc, ... after the boot disk, in this order."""
 
     kernel: Path
@@ -59,18 +61,41 @@ class VmSpec:
     vcpus: int = 1
     memory_mib: int = 512
 
-    MAX_DISKS = 4
-    """With `acpi=off` the microvm machine has 8 virtio slots; the boot disk, the console,
-    the random number generator and the network card take one each."""
-
     def check(self) -> None:
         """Raise `SpecInvalid` naming the first value that no driver can build."""
         if not 1 <= self.vcpus <= 255:
             raise SpecInvalid(f"vcpus: {self.vcpus} is not between 1 and 255")
         if not 64 <= self.memory_mib <= 1 << 20:
             raise SpecInvalid(f"memory: {self.memory_mib} MiB is not between 64 MiB and 1 TiB")
-        if len(self.disks) > self.MAX_DISKS:
-            raise SpecInvalid(f"disks: {len(self.disks)} are more than the machine's {self.MAX_DISKS}")
+        if len(self.disks) > MAX_DISKS:
+            raise SpecInvalid(f"disks: {len(self.disks)} are more than the machine's {MAX_DISKS}")
+
+
+class Root(NamedTuple):
+    """What agentd mounts before a machine is saved, so that the sandboxes of one image need not.
+
+    `image` and `upper` are the places of the two disks in `VmSpec.disks`. The upper is freshly
+    formatted, by a procedure of which `upper_kind` is the name. `warm`: paths of files in the image
+    to be read into the guest's memory; those that do not exist are left out.
+    """
+
+    image: int
+    upper: int
+    upper_kind: str
+    warm: tuple[bytes, ...] = ()
+
+    def request(self) -> dict[str, Any]:
+        """The parameters of agentd's method `mount`, without the time."""
+        return {
+            "image": {"device": device(self.image), "fstype": "erofs"},
+            "upper": {"device": device(self.upper), "fstype": "ext4"},
+            "warm": list(self.warm),
+        }
+
+
+def device(disk: int) -> str:
+    """Where the guest finds the disk at this place in `VmSpec.disks`."""
+    return f"/dev/vd{'bcdefgh'[disk]}"
 
 
 class Vm(Protocol):
@@ -129,8 +154,9 @@ class Vmm(Protocol):
         """Start the machine. Raises `SpecInvalid` or `BootFailed` (stage ``spawn``)."""
 
     def start_template(self, spec: VmSpec, template: Template) -> Vm:
-        """Start the machine from a template made for it. Raises what `start` raises; whether the
-        state could be loaded shows in that agentd answers, or the VMM ends."""
+        """Start the machine from a template made for it. Raises what `start` raises, and
+        `TemplateFailed` on a host that cannot use templates; whether the state could be loaded shows in
+        that agentd answers, or the VMM ends."""
 
     def make_template(self, spec: VmSpec, directory: Path, *, seconds: float) -> None:
         """Boot the machine, save it when agentd waits for its configuration, and end it.
@@ -138,10 +164,20 @@ class Vmm(Protocol):
         Leaves `memory` and `state` in `directory`. Raises `TemplateFailed`, also after `seconds`.
         """
 
-    def template_key(self, spec: VmSpec, kernel: str, boot_disk: str) -> str:
+    def make_mounted(
+        self, spec: VmSpec, base: Template, root: Root, directory: Path, *, seconds: float
+    ) -> None:
+        """Start the machine from `base`, let agentd mount `root`, and save it again.
+
+        `directory` holds `upper`, freshly formatted, which is attached in the place of the machine's own.
+        Leaves `memory` and `state` beside it. Raises `TemplateFailed`, also after `seconds`.
+        """
+
+    def template_key(self, spec: VmSpec, kernel: str, boot_disk: str, root: Root | None = None) -> str:
         """64 hex digits for all that a template and the machines started from it have in common.
 
-        `kernel` and `boot_disk` are the digests of the two files.
+        `kernel` and `boot_disk` are the digests of the two files. With `root` the image is part of it.
+        Raises `SpecInvalid` or `OSError` for an image that cannot be read.
         """
 
     @property

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from microsandbox_core.artifacts import remove
+from microsandbox_core.artifacts import copy_sparse, remove
 from microsandbox_core.bootdisk import BootDisk
 from microsandbox_core.errors import StorageError, TemplateFailed
 from microsandbox_core.kernel import Kernel
 from microsandbox_core.templates import Template, Templates, basis_of
-from microsandbox_core.vmm._spec import Capability, Vm, Vmm, VmSpec
+from microsandbox_core.upper import create_upper
+from microsandbox_core.vmm._spec import Capability, Root, Vm, Vmm, VmSpec
 
 WAIT = 5.0
 """Seconds that a start waits for another one that is making the template it needs. Booting at the same
@@ -18,6 +19,9 @@ time would take longer for both of them."""
 
 MAKING_DEADLINE = 30.0
 """Seconds for making a template, after which the machine is booted without."""
+
+MOUNTING_DEADLINE = 10.0
+"""Seconds for mounting an image in a template, after which the sandbox mounts it itself."""
 
 
 def start(
@@ -51,6 +55,44 @@ def start(
         return driver.start(spec)
     try:
         return driver.start_template(spec, template)
+    except TemplateFailed as error:
+        note(f"no start from a template: {error}")
+        return driver.start(spec)
+    finally:
+        template.close()
+
+
+def start_mounted(
+    home: Path, driver: Vmm, spec: VmSpec, root: Root, kernel: Kernel, boot_disk: BootDisk
+) -> Vm | str:
+    """Start the machine from a template in which `root` is mounted; else the reason why there is none.
+
+    The upper must not exist; it is made, and is there in the end only if the machine was started. A start
+    makes the template if the one without the image is there. Raises `SpecInvalid` and
+    `BootFailed`.
+    """
+    if Capability.TEMPLATE not in driver.capabilities:
+        return f"the {driver.name} driver has no templates"
+    try:
+        template = _mounted(home, driver, spec, root, kernel, boot_disk)
+    except (StorageError, TemplateFailed, OSError) as error:
+        return f"no template of the image: {error}"
+    if isinstance(template, str):
+        return template
+    upper = spec.disks[root.upper].path
+    try:
+        if template.upper is None:
+            return "the template has no upper"
+        copy_sparse(Path(f"/proc/self/fd/{template.upper}"), upper)
+        return driver.start_template(spec, template)
+    except TemplateFailed as error:
+        upper.unlink(missing_ok=True)
+        return f"no start from a template: {error}"
+    except BaseException as error:
+        upper.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise StorageError.from_os("create", upper, error) from error
+        raise
     finally:
         template.close()
 
@@ -70,6 +112,49 @@ def ensure_template(home: Path, driver: Vmm, spec: VmSpec, kernel: Kernel, boot_
     if made is not None:
         made.close()
     return made is not None
+
+
+def _mounted(
+    home: Path, driver: Vmm, spec: VmSpec, root: Root, kernel: Kernel, boot_disk: BootDisk
+) -> Template | str:
+    templates = Templates(home)
+    key = driver.template_key(spec, kernel.digest, boot_disk.digest, root)
+    found = templates.find(key)
+    if found is not None:
+        return found
+    base = templates.find(driver.template_key(spec, kernel.digest, boot_disk.digest))
+    if base is None:
+        return "no sandbox of this size has been started before"
+    try:
+        if templates.given_up(key):
+            return "the template of the image could not be made"
+        with templates.making(key, wait=0) as ours:
+            found = templates.find(key)
+            if found is not None:
+                return found
+            if not ours:
+                return "another process is making the template of the image"
+            directory = templates.temporary(key)
+            try:
+                create_upper(home, directory / "upper")
+                driver.make_mounted(spec, base, root, directory, seconds=MOUNTING_DEADLINE)
+                templates.publish(
+                    key,
+                    directory,
+                    basis=basis_of(kernel.digest, boot_disk.digest, driver.binary),
+                    vcpus=spec.vcpus,
+                    memory_mib=spec.memory_mib,
+                    base=base.key,
+                    image=spec.disks[root.image].path,
+                )
+            except BaseException as error:
+                remove(directory)
+                if isinstance(error, TemplateFailed):
+                    templates.give_up(key)
+                raise
+            return templates.find(key) or "the template was changed while it was made"
+    finally:
+        base.close()
 
 
 def _template(home: Path, driver: Vmm, spec: VmSpec, kernel: Kernel, boot_disk: BootDisk) -> Template | None:

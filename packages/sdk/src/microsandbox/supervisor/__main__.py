@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
 
-def main() -> int:
-    """Run the supervisor whose lifeline is the descriptor in argv.
+def main(lifeline_descriptor: int) -> int:
+    """Supervise for the creator at the other end of this lifeline; the process's exit code.
 
     The creator may start it before it knows what is to be supervised, so everything is imported first.
     """
     # Whatever it makes is its user's alone, whatever the creator's habits are.
     os.umask(0o077)
+    # Nothing that is imported is garbage; looking for some takes a twelfth of the time.
+    gc.disable()
     try:
         import socket
 
+        from microsandbox._state import leave_open
         from microsandbox.supervisor._supervise import Supervision, read_launch
     except BaseException:
         # Told where somebody will look for it, once it is known where that is.
-        _receive_log(int(sys.argv[1]))
+        _receive_log(lifeline_descriptor)
         raise
-    lifeline = socket.socket(fileno=int(sys.argv[1]))
+    gc.freeze()
+    gc.enable()
+    lifeline = socket.socket(fileno=lifeline_descriptor)
     lifeline.set_inheritable(False)
     try:
         _, descriptors, _, _ = socket.recv_fds(lifeline, 64, 4, socket.MSG_CMSG_CLOEXEC)
@@ -29,6 +35,7 @@ def main() -> int:
         return 0
     if len(descriptors) != 4:
         return 0  # the creator has ended, or has found that there is nothing to supervise
+    leave_open()
     config, log, lock, image_pin = descriptors
     _log_to(log)
     with os.fdopen(config, "rb") as file:
@@ -53,8 +60,15 @@ def _log_to(descriptor: int) -> None:
     os.close(descriptor)
 
 
-if __name__ == "__main__":
-    code = main()
-    sys.stderr.flush()
+def run(lifeline_descriptor: int) -> None:
+    """`main`, and the end of the process."""
+    try:
+        code = main(lifeline_descriptor)
+    finally:
+        sys.stderr.flush()
     # Not sys.exit(): the creator waits for the end of this process, and there is nothing to tidy up.
     os._exit(code)
+
+
+if __name__ == "__main__":
+    run(int(sys.argv[1]))

@@ -17,16 +17,16 @@ from typing import Any
 
 import msgpack
 from microsandbox_core import env
-from microsandbox_core.bootdisk import ensure_boot_disk
+from microsandbox_core.bootdisk import BootDisk, ensure_boot_disk
 from microsandbox_core.errors import BootFailed, CoreError
-from microsandbox_core.kernel import ensure_kernel
+from microsandbox_core.kernel import Kernel, ensure_kernel
 from microsandbox_core.templates import Templates
 from microsandbox_core.upper import create_upper
-from microsandbox_core.vmm import Vm, choose, start
+from microsandbox_core.vmm import Vm, Vmm, VmSpec, choose, device, start, start_mounted
 
 from microsandbox._directory import SandboxDirectory
 from microsandbox._launch import MESSAGE_LIMIT, Launch
-from microsandbox._machine import machine
+from microsandbox._machine import IMAGE_DISK, UPPER_DISK, machine, root
 from microsandbox.errors import MicrosandboxError
 from microsandbox.supervisor._console import Console
 
@@ -42,6 +42,8 @@ HEARTBEAT_INTERVAL = 10.0
 
 HEARTBEAT_DEADLINE = 30.0
 """Seconds for an answer: far more than agentd needs on any machine that is of use."""
+
+_IDLE = 0.005  # seconds after which a request is on its way
 
 _SWITCH_OFF_TIME = 2.0  # seconds between a guest's last word and its VMM's end
 
@@ -76,6 +78,8 @@ class Supervision:
         self._answered: Vm | None = None
         self._vm: Vm | None = None
         self._cold = ""
+        self._mounting = ""
+        self._fresh_upper = False
 
     # ------------------------------------------------------------------------------------------- life
 
@@ -103,6 +107,9 @@ class Supervision:
         vm.reap()
         if vm.template is not None:
             Templates(self._home).remove(vm.template)
+        if self._fresh_upper:
+            # It may be a copy of the template's, and nothing of anybody's is in it.
+            self._directory.upper.unlink(missing_ok=True)
         booted = self._start_vm(cold=True)
         self._cold = f"the template was given up: {lost}"
         return booted
@@ -115,9 +122,6 @@ class Supervision:
         driver = choose(self._home, kernel, boot_disk, name=launch.vmm, require_kvm=launch.require_kvm)
         self._mark("prepare")
         upper = self._directory.upper
-        if not upper.exists():
-            create_upper(self._home, upper)
-        self._mark("upper")
         spec = machine(
             kernel,
             boot_disk,
@@ -127,11 +131,29 @@ class Supervision:
             cpus=launch.cpus,
             memory_mib=launch.memory_mib,
         )
-        vm = start(self._home, driver, spec, kernel, boot_disk, cold=cold, note=self._note_cold)
+        vm = None
+        if not upper.exists():
+            self._fresh_upper = True
+            if not cold:
+                vm = self._start_mounted(driver, spec, kernel, boot_disk)
+            if vm is None:
+                create_upper(self._home, upper)
+        else:
+            self._mounting = "the sandbox has an upper of its own already"
+        self._mark("upper")
+        if vm is None:
+            vm = start(self._home, driver, spec, kernel, boot_disk, cold=cold, note=self._note_cold)
         self._mark("spawn")
         # What the sandbox really gets, for everyone who asks later: the choice may differ at the next start.
         self._directory.isolation_record.write_text(vm.isolation)
         return vm
+
+    def _start_mounted(self, driver: Vmm, spec: VmSpec, kernel: Kernel, boot_disk: BootDisk) -> Vm | None:
+        found = start_mounted(self._home, driver, spec, root(), kernel, boot_disk)
+        if isinstance(found, str):
+            self._mounting = found
+            return None
+        return found
 
     def _serve(self, vm: Vm) -> None:
         # Imported while the guest boots.
@@ -144,7 +166,7 @@ class Supervision:
         relay = Relay(
             name="supervisor",
             # Whoever can reach the socket is the user who owns the sandbox, and may stop it.
-            privileged_methods=frozenset({"configure"}),
+            privileged_methods=frozenset({"configure", "mount"}),
             on_ready=lambda hello: self._configure(),
         )
         self._server = RelayServer(relay, vm.agent, listener)
@@ -198,12 +220,15 @@ class Supervision:
             "time_ns": time.time_ns(),
             "hostname": self._launch.hostname,
             "machine_id": os.urandom(16).hex(),
-            "image": {"device": "/dev/vdb", "fstype": "erofs"},
-            "upper": {"device": "/dev/vdc", "fstype": "ext4"},
+            "image": {"device": device(IMAGE_DISK), "fstype": "erofs"},
+            "upper": {"device": device(UPPER_DISK), "fstype": "ext4"},
             "hosts": [],
             "resolv_conf": None,
         }
         self._relay.open("configure", request, self._on_configured)
+        if self._launch.ephemeral:
+            # While the guest works; not at once, because the request is sent when this has returned.
+            self._server.call_later(_IDLE, _import_for_the_end)
 
     def _on_configured(self, event: Any) -> None:
         from microsandbox_core.channel import Ended, Failed
@@ -228,6 +253,7 @@ class Supervision:
                 "t": "ready",
                 "isolation": str(self._vm.isolation),
                 "cold": self._cold,
+                "mounting": self._mounting,
                 "timings": self._timings,
                 "agent": timings if isinstance(timings, dict) else {},
                 "vmm_pid": self._vm.pid,
@@ -350,23 +376,32 @@ class Supervision:
     def _finish(self) -> None:
         if self._vm is not None:
             self._vm.kill()
+        if self._launch.ephemeral:
+            # While the VMM dies. A directory without a record is removed when its lock is free.
+            self._forget_record()
+        if self._vm is not None:
             self._vm.reap()
         self._directory.socket.unlink(missing_ok=True)
         if self._launch.ephemeral:
-            self._forget()
+            self._forget_directory()
         self._say({"t": "ended", "reason": self._reason})
         # The lock and the pin on the image go with the process.
 
-    def _forget(self) -> None:
+    def _forget_record(self) -> None:
         from microsandbox._state import State
 
         try:
-            self._directory.remove()
             state = State(self._home)
             state.remove(self._launch.identifier)
             state.close()
         except MicrosandboxError as error:
             # The next command that looks removes it; here nobody may be left to read this.
+            sys.stderr.write(f"could not remove the record of {self._launch.identifier}: {error}\n")
+
+    def _forget_directory(self) -> None:
+        try:
+            self._directory.remove()
+        except MicrosandboxError as error:
             sys.stderr.write(f"could not clean up {self._directory.path}: {error}\n")
 
     def _say(self, message: dict[str, Any]) -> None:
@@ -378,6 +413,10 @@ class Supervision:
     def _mark(self, step: str) -> None:
         """Note how many milliseconds have passed since the supervisor began."""
         self._timings[step] = round((time.monotonic() - self._began) * 1000, 2)
+
+
+def _import_for_the_end() -> None:
+    import sqlite3  # noqa: F401 - what an end would have to wait for
 
 
 def _told(code: int) -> str:

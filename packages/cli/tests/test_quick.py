@@ -1,0 +1,175 @@
+"""What is understood without the parser is what the parser understands."""
+
+import inspect
+import io
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout, suppress
+from typing import Any, get_type_hints
+from unittest.mock import patch
+
+import pytest
+import typer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from microsandbox_cli import run
+from microsandbox_cli.app import Vmm, app
+from microsandbox_cli.quick import COMMANDS, FLAG, LIST, NUMBER, TEXT, VMM, understand
+from typer.models import OptionInfo
+
+PARSER = typer.main.get_command(app)
+WAYS: dict[str, Callable[..., None]] = {
+    "run": run.run_new,
+    "create": run.create_detached,
+    "exec": run.exec_in,
+}
+
+
+TAKES = {
+    bool: FLAG, str: TEXT, str | None: TEXT, list[str] | None: LIST, int | None: NUMBER, Vmm: VMM,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_table_is_that_of_the_parser(command: str) -> None:
+    [function] = [
+        found.callback
+        for found in app.registered_commands
+        if found.callback is not None and command in (found.name, found.callback.__name__)
+    ]
+    parsed = {}
+    for name, hint in get_type_hints(function, include_extras=True).items():
+        info = hint.__metadata__[0] if hasattr(hint, "__metadata__") else None
+        if isinstance(info, OptionInfo):
+            # In `Annotated[...]` Typer takes the first name for what is elsewhere the default.
+            for option in (info.default, *(info.param_decls or ())):
+                parsed[option] = (name, TAKES.get(hint.__origin__))
+    parsed.pop("--log-level", None)
+    assert COMMANDS[command] == parsed
+
+
+def test_the_vmms_are_those_of_the_parser() -> None:
+    for vmm in Vmm:
+        assert understand(["run", "--vmm", vmm, "busybox"]) is not None
+
+
+def _call_of(command: str, action: Callable[[], object]) -> dict[str, Any] | None:
+    """The arguments with which the command's function is called; None if it is not."""
+    calls: list[dict[str, Any]] = []
+    signature = inspect.signature(WAYS[command])
+
+    def record(*words: Any, **values: Any) -> None:
+        bound = signature.bind(*words, **values)
+        bound.apply_defaults()
+        calls.append({name: list(v) if isinstance(v, tuple) else v for name, v in bound.arguments.items()})
+
+    with patch.object(run, WAYS[command].__name__, record):
+        action()
+    return calls[0] if calls else None
+
+
+def _quickly(arguments: Sequence[str]) -> dict[str, Any] | None:
+    def act() -> None:
+        if (meant := understand(arguments)) is not None:
+            meant()
+
+    return _call_of(arguments[0], act)
+
+
+def _parsed(arguments: Sequence[str]) -> dict[str, Any] | None:
+    def act() -> None:
+        # Whatever the parser refuses it refuses by raising; then the function is not called.
+        with suppress(Exception, SystemExit), redirect_stdout(io.StringIO()):
+            PARSER(list(arguments), standalone_mode=False)
+
+    return _call_of(arguments[0], act)
+
+
+WORDS = st.sampled_from(
+    [
+        "busybox",
+        "sh",
+        "-c",
+        "echo $HOME",
+        "--",
+        "-",
+        "-x",
+        "--no",
+        "",
+        "a=b",
+        "=",
+        "1",
+        "007",
+        "-1",
+        "1_0",
+        "x",
+    ]
+)
+OPTIONS = st.sampled_from([*dict.fromkeys(o for table in COMMANDS.values() for o in table), "--help", "-qc"])
+
+
+@settings(deadline=None)
+@given(
+    st.sampled_from(list(COMMANDS)),
+    st.lists(
+        st.one_of(
+            WORDS.map(lambda word: [word]),
+            OPTIONS.map(lambda option: [option]),
+            st.tuples(OPTIONS, WORDS).map(list),
+            st.tuples(OPTIONS, WORDS).map(lambda pair: ["=".join(pair)]),
+            st.text(max_size=4).map(lambda word: [word]),
+        ),
+        max_size=8,
+    ),
+)
+def test_whatever_is_understood_is_what_the_parser_understands(command: str, parts: list[list[str]]) -> None:
+    arguments = [command, *(word for part in parts for word in part)]
+    found = _quickly(arguments)
+    if found is not None:
+        assert found == _parsed(arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "busybox"],
+        ["run", "-q", "-m", "1G", "-e", "A=1", "-e", "B", "busybox", "--", "sh", "-c", "exit 3"],
+        ["run", "busybox", "--cpus=2", "--vmm", "qemu", "--entrypoint", "", "--timeout=5s", "true"],
+        ["create", "--name", "dev", "busybox"],
+        ["exec", "-u", "1000", "dev", "--", "id", "-u"],
+    ],
+)
+def test_usual_command_lines_do_not_need_the_parser(arguments: list[str]) -> None:
+    found = _quickly(arguments)
+    assert found is not None
+    assert found == _parsed(arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [], ["ls"], ["run"], ["run", "--help"], ["run", "busybox", "--nonsense"], ["run", "-m"], ["run", ""],
+        ["run", "-c", "two", "busybox"], ["create", "busybox"], ["create", "-n", "a", "busybox", "true"],
+        ["run", "--log-level", "debug", "busybox"], ["run", "-qe", "A", "busybox"], ["--version", "run", "x"],
+    ],
+)  # fmt: skip
+def test_the_rest_is_the_parsers(arguments: list[str]) -> None:
+    assert understand(arguments) is None
+
+
+def test_completion_is_the_parsers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_MSB_COMPLETE", "complete_bash")
+    assert understand(["run", "busybox"]) is None
+
+
+def test_a_start_does_not_import_the_parser(tmp_path: Any) -> None:
+    script = "import sys; sys.argv = ['msb', 'run', '-q', 'no-such-image', '--', 'true']\n"
+    script += "from microsandbox_cli.__main__ import main\n"
+    script += "try: main()\nexcept SystemExit as end: print(end.code, *sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env={"MSB_HOME": str(tmp_path)}
+    )
+    code, *loaded = done.stdout.split()
+    assert code == "125", done.stderr
+    assert {"typer", "asyncio", "sqlite3", "subprocess", "ssl"} & set(loaded) == set()
