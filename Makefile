@@ -44,7 +44,7 @@ test: setup ## all tests, Rust and Python (PYTEST="-m 'not slow'" passes options
 
 .PHONY: cold
 cold: setup ## the VM tests once more, with kernels that boot rather than start from templates
-	MSB_COLD=1 $(RUN) pytest -m vm tests $(PYTEST)
+	MSB_COLD=1 $(RUN) pytest -m "vm and not once" tests $(PYTEST)
 
 .PHONY: lint
 lint: environment ## formatting, style, types, import directions

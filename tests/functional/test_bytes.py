@@ -100,6 +100,7 @@ def test_a_regular_file_and_an_empty_one_are_inputs(msb: Msb, tmp_path: Path) ->
 
 
 @pytest.mark.slow
+@pytest.mark.once
 def test_200_mb_of_output_in_constant_memory(msb: Msb, host: Host) -> None:
     size = 200 * MIB
     script = f"{{ head -c {size} /dev/urandom | tee /proc/self/fd/3 | sha256sum >&2; }} 3>&1; cat >/dev/null"
@@ -119,6 +120,7 @@ def test_200_mb_of_output_in_constant_memory(msb: Msb, host: Host) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.once
 def test_100_mb_of_input_in_constant_memory(msb: Msb, host: Host) -> None:
     size = 100 * MIB
     script = f"echo up; head -c {size} | sha256sum; cat >/dev/null"

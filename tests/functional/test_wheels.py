@@ -127,6 +127,7 @@ def _version(wheel: Path) -> str:
 
 
 @pytest.mark.vm
+@pytest.mark.once
 def test_the_installed_msb_runs_a_sandbox(wheels: dict[str, Path], tmp_path: Path) -> None:
     environment = _install(tmp_path / "venv", *wheels.values())
     version = environment.run("msb", "--version")

@@ -113,7 +113,7 @@ async def test_agents_memory_and_state_are_out_of_reach(sandbox: Sandbox) -> Non
     [
         "reboot -f",
         # Without ACPI the kernel halts its processors, and nothing but the heartbeat tells the host.
-        pytest.param("poweroff -f", marks=pytest.mark.slow),
+        pytest.param("poweroff -f", marks=[pytest.mark.slow, pytest.mark.once]),
         "for device in /sys/bus/virtio/drivers/virtio_console/virtio*; do"
         " basename $device > /sys/bus/virtio/drivers/virtio_console/unbind; done; sleep 600",
     ],

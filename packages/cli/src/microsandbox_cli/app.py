@@ -368,8 +368,9 @@ def image_rm(
 def df(format: FormatOption = Format.TABLE) -> None:
     """Show what takes up disk space, and how much of it can be had back.
 
-    Reclaimable is what can go without a sandbox losing anything: leftovers of crashes by `msb prune`,
-    templates by `msb prune --all`, images that no sandbox is made from by `msb rmi`.
+    Reclaimable is what can go without a sandbox losing anything: leftovers of crashes and of earlier
+    installations by `msb prune`, templates by `msb prune --all`, images that no sandbox is made from by
+    `msb rmi`.
     """
     from microsandbox_cli.storage import disk_usage
 
@@ -387,10 +388,10 @@ def prune(
     quiet: NamesOnly = False,
     format: FormatOption = Format.TABLE,
 ) -> None:
-    """Remove what crashes have left, and templates that no start can use any more.
+    """Remove what crashes have left, and what earlier installations have derived and no start can use.
 
-    Running sandboxes and stopped ones with a name are not touched (`msb rm` removes those), nor are
-    images (`msb rmi`).
+    Of the latter, templates go at once, kernels, boot disks and uppers only while no sandbox runs. Running
+    sandboxes and stopped ones with a name are not touched (`msb rm` removes those), nor are images (`msb rmi`).
     """
     from microsandbox_cli.storage import prune
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from microsandbox_core.artifacts import identity, prepare, remove, temporary_for
-from microsandbox_core.errors import CoreError, StorageError
+from microsandbox_core.errors import StorageError
 
 LIMIT = 16
 """Templates that are kept; beyond it the least recently used ones go. Each takes 60 MB and more."""
@@ -69,7 +69,6 @@ class Templates:
     """The templates of one home."""
 
     def __init__(self, home: Path) -> None:
-        self._home = home
         self.directory = home / "cache" / "templates"
 
     def find(self, key: str) -> Template | None:
@@ -78,9 +77,13 @@ class Templates:
         try:
             template = _open(path)
         except OSError:
-            if path.exists():
-                self.remove(key)
-            return None
+            try:
+                # Another process may have published it between this and that.
+                template = _open(path)
+            except OSError:
+                if path.exists():
+                    self.remove(key)
+                return None
         record = _read_record(path)
         # The descriptors are looked at and not the names: what was checked is what will be mapped.
         if record.get("files") != _files(template):
@@ -147,10 +150,9 @@ class Templates:
         for old in self.list()[:-LIMIT]:
             self.remove(old.key)
 
-    def list(self) -> list[TemplateInfo]:
-        """Every template, least recently used first."""
+    def list(self, basis: str | None = None) -> list[TemplateInfo]:
+        """Every template, least recently used first; `basis` is that of the present installation."""
         found = []
-        basis = _present_basis(self._home)
         for path in _directories(self.directory):
             record = _read_record(path)
             try:
@@ -162,7 +164,8 @@ class Templates:
                 if not path.exists():
                     continue  # removed in the meantime
                 size, used, intact, image = 0, 0.0, False, None
-            current = intact and record.get("basis") == basis and (image is None or image.exists())
+            fits = basis is not None and record.get("basis") == basis
+            current = intact and fits and (image is None or image.exists())
             found.append(
                 TemplateInfo(
                     path.name, path, size, used, _number(record.get("vcpus")),
@@ -227,20 +230,6 @@ class Templates:
 def basis_of(kernel: str, boot_disk: str, vmm: Path) -> str:
     """What of this installation a template depends on: two digests and the VMM's file."""
     return f"{kernel} {boot_disk} {identity(vmm)}"
-
-
-def _present_basis(home: Path) -> str | None:
-    """The basis of templates that would be made now; None if none could be."""
-    from microsandbox_core import env
-    from microsandbox_core.bootdisk import ensure_boot_disk
-    from microsandbox_core.kernel import ensure_kernel
-    from microsandbox_core.vmm._qemu import find_qemu
-
-    try:
-        kernel = ensure_kernel(home, kernel=env.path(env.MSB_KERNEL))
-        return basis_of(kernel.digest, ensure_boot_disk(home).digest, find_qemu())
-    except (CoreError, OSError):
-        return None
 
 
 def _locked(lock: Path, wait: float) -> int | None:

@@ -6,7 +6,6 @@ Nothing here writes: what a start would derive is worked out in memory, and the 
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Callable, Collection
 from enum import StrEnum
@@ -17,7 +16,7 @@ from microsandbox_core import bootdisk, env, kernel
 from microsandbox_core.artifacts import file_digest, identity
 from microsandbox_core.errors import CoreError
 from microsandbox_core.host.libkrunfw import find_libkrunfw
-from microsandbox_core.templates import _named_files, _read_record, basis_of
+from microsandbox_core.templates import TemplateInfo, Templates, basis_of
 from microsandbox_core.upper import upper_kind
 from microsandbox_core.vmm._qemu import find_qemu
 
@@ -38,13 +37,6 @@ class Derived(NamedTuple):
     """A file in the cache. `current`: whether the present installation uses it, or may."""
 
     kind: DerivedKind
-    path: Path
-    current: bool
-
-
-class DerivedTemplate(NamedTuple):
-    """A template in the cache. `current`: whether a start can use it with what is installed now."""
-
     path: Path
     current: bool
 
@@ -77,19 +69,12 @@ def installation(home: Path) -> Installation:
     )
 
 
-def templates(home: Path, installed: Installation) -> list[DerivedTemplate]:
-    """Every template. Not `Templates.list()`: that derives kernel and boot disk if they are missing."""
+def templates(home: Path, installed: Installation) -> list[TemplateInfo]:
+    """Every template."""
     basis = None
     if installed.booted and installed.boot_disk and installed.vmm:
         basis = _found(basis_of, installed.booted, installed.boot_disk, installed.vmm)
-    found = []
-    for path in _visible(home / "cache" / "templates"):
-        if path.is_dir():
-            record = _read_record(path)
-            intact = "files" in record and record["files"] == _found(_named_files, path)
-            fits = basis is not None and record.get("basis") == basis
-            found.append(DerivedTemplate(path, intact and fits and _has_image(record.get("image", ""))))
-    return found
+    return Templates(home).list(basis)
 
 
 def files(home: Path, installed: Installation) -> list[Derived]:
@@ -112,14 +97,6 @@ def files(home: Path, installed: Installation) -> list[Derived]:
             known = probes[prefix]
             found.append(Derived(DerivedKind.RECORD, path, known is None or path.name == known))
     return found
-
-
-def _has_image(digits: str) -> bool:
-    """Whether the image is there that is part of a template; its path is recorded in hexadecimal digits."""
-    try:
-        return not digits or Path(os.fsdecode(bytes.fromhex(digits))).exists()
-    except (OSError, ValueError):
-        return False
 
 
 def _digested(

@@ -62,7 +62,7 @@ class SandboxDirectory:
 
     def create(self) -> int:
         """Make the directory and return a descriptor that holds its lock. Raises `StateError`."""
-        with _guard(self.path.parent, fcntl.LOCK_EX):
+        with guard(self.path.parent, fcntl.LOCK_EX):
             try:
                 self.path.mkdir(mode=0o700)
             except OSError as error:
@@ -82,7 +82,7 @@ class SandboxDirectory:
             return None
         # Looking takes the lock for a moment. Without the guard a start that meets a look
         # would take the sandbox for running.
-        with _guard(self.path.parent, fcntl.LOCK_EX):
+        with guard(self.path.parent, fcntl.LOCK_EX):
             try:
                 descriptor = os.open(self.lock, os.O_RDWR | os.O_CLOEXEC)
             except FileNotFoundError:
@@ -105,7 +105,7 @@ class SandboxDirectory:
         if not self.path.is_dir():
             return False
         try:
-            with _guard(self.path.parent, fcntl.LOCK_SH):
+            with guard(self.path.parent, fcntl.LOCK_SH):
                 return self._is_locked()
         except StateError:
             return False  # no guard can be had: then nobody could have started anything either
@@ -148,7 +148,7 @@ def sweep(home: Path, is_known: Callable[[str], bool]) -> None:
     parent = home / "sandboxes"
     if not parent.is_dir():
         return
-    with _guard(parent, fcntl.LOCK_EX):
+    with guard(parent, fcntl.LOCK_EX):
         for name in _names(parent):
             directory = SandboxDirectory(home, name)
             if name.startswith(".") or not directory.path.is_dir():
@@ -158,7 +158,7 @@ def sweep(home: Path, is_known: Callable[[str], bool]) -> None:
 
 
 @contextmanager
-def _guard(parent: Path, kind: int) -> Iterator[None]:
+def guard(parent: Path, kind: int) -> Iterator[None]:
     """Keep creators, starters and sweepers of sandboxes apart, and those who look from all of them.
 
     Between making a directory and locking it a new sandbox looks just like a leftover.

@@ -17,7 +17,7 @@ from microsandbox_core.templates import Templates
 
 from microsandbox import _create, _derived
 from microsandbox._derived import Derived, DerivedKind
-from microsandbox._directory import SandboxDirectory, _guard
+from microsandbox._directory import SandboxDirectory, guard
 from microsandbox._state import Record, State
 from microsandbox.errors import ImageError, MicrosandboxError, translated
 
@@ -255,14 +255,15 @@ def _starts_held(home: Path) -> Iterator[bool]:
     files there are. So if no lock is held while we have the guard, whoever starts next finds what we leave.
     """
     parent = home / "sandboxes"
-    with _guard(parent, fcntl.LOCK_EX):
+    with guard(parent, fcntl.LOCK_EX):
         yield not any(SandboxDirectory(home, path.name)._is_locked() for path in _entries(parent))
 
 
 def _dead_locks(home: Path) -> list[Path]:
-    """Locks on templates that nobody makes: a maker removes its own, unless it is killed."""
-    entries = _entries(home / "cache" / "templates")
-    return [path for path in entries if path.name[0] == "." and path.suffix == ".lock" and _is_free(path)]
+    """Locks on templates that nobody makes (a maker removes its own, unless it is killed), and marks of
+    those that could not be made."""
+    found = [path for path in _entries(home / "cache" / "templates") if path.name[0] == "."]
+    return [path for path in found if path.suffix in (".lock", ".failed") and _is_free(path)]
 
 
 def _is_free(lock: Path) -> bool:

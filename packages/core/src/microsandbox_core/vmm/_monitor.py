@@ -78,7 +78,7 @@ def save(
     # The machine was idle but not stopped: what it had read meanwhile would have been zeros.
     if detach and _reads(talk.ask("query-blockstats", {})) != _reads(before):
         raise TemplateFailed("the machine read from a disk while it was saved")
-    talk.ask("quit", {})
+    talk.tell("quit")
 
 
 def _reads(stats: Any) -> list[int]:
@@ -110,6 +110,13 @@ class _Talk:
         except OSError as error:
             raise TemplateFailed(f"QEMU's monitor is gone at {name}: {error.strerror}") from error
         return self._answer(name)
+
+    def tell(self, name: str) -> None:
+        """Give a command whose answer may not come any more."""
+        try:
+            self._monitor.sendall(_command(name, {}))
+        except OSError:
+            pass  # it is gone already
 
     def answers(self, count: int) -> None:
         """Read the answers to commands that were given before."""
