@@ -391,7 +391,8 @@ def prune(
     """Remove what crashes have left, and what earlier installations have derived and no start can use.
 
     Of the latter, templates go at once, kernels, boot disks and uppers only while no sandbox runs. Running
-    sandboxes and stopped ones with a name are not touched (`msb rm` removes those), nor are images (`msb rmi`).
+    sandboxes and stopped ones with a name are not touched (`msb rm` removes those), nor are images
+    (`msb rmi`).
     """
     from microsandbox_cli.storage import prune
 
