@@ -3,6 +3,7 @@
 use crate::check::{self, hex};
 use crate::error::Error;
 use crate::limits::Limits;
+use crate::source::Patient;
 use crate::{convert, fingerprint, merge, pack, vmdk};
 use pyo3::create_exception;
 use pyo3::exceptions::{PyOSError, PyValueError};
@@ -151,7 +152,7 @@ fn convert_layer(
     let limits = self::limits(limits)?;
     let (source, out) = (file(source)?, output(out)?);
     let done = detached(py, progress, |observer| {
-        convert::convert(&source, &out, &limits, observer)
+        convert::convert(Patient(&source), &out, &limits, observer)
     })?;
     let summary = done.summary;
     Ok(LayerResult {

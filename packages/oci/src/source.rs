@@ -5,7 +5,9 @@
 
 use crate::error::{Code, Error, Result};
 use crate::limits::Limits;
+use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use sha2::{Digest, Sha256};
+use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::sync::mpsc::{sync_channel, Receiver, Sender, SyncSender};
 use std::time::{Duration, Instant};
@@ -95,6 +97,24 @@ pub struct Summary {
     /// SHA-256 of the bytes read, and of the bytes after decompression.
     pub digest: [u8; 32],
     pub diff_id: [u8; 32],
+}
+
+/// A file, or a pipe whose writer may be slow. A read that waits is interrupted now and then, signal or not: a
+/// signal that comes just before the read, or is handled by another thread, interrupts nothing.
+pub struct Patient<'a>(pub &'a File);
+
+const PATIENCE: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 100_000_000,
+};
+
+impl Read for Patient<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match poll(&mut [PollFd::new(self.0, PollFlags::IN)], Some(&PATIENCE))? {
+            0 => Err(io::ErrorKind::Interrupted.into()),
+            _ => self.0.read(buffer),
+        }
+    }
 }
 
 /// Reads, hashes, counts and reports.

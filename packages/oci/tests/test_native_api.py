@@ -188,6 +188,28 @@ def test_ctrl_c_ends_a_conversion_that_waits(tmp_path: Path) -> None:
     os.close(writer)
 
 
+def test_a_signal_that_interrupts_no_read_ends_a_conversion_that_waits(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.write(writer, b"\0" * 512)
+
+    def take() -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        os.kill(os.getpid(), signal.SIGINT)
+
+    taker = threading.Thread(target=take)
+    # Blocked here, it is delivered to the other thread, and this one's system call goes on.
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        with (tmp_path / "out").open("wb+") as out, pytest.raises(KeyboardInterrupt):  # noqa: PT012
+            taker.start()
+            native.convert_layer(reader, out.fileno())
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+    taker.join()
+    os.close(reader)
+    os.close(writer)
+
+
 def test_an_exception_in_progress_ends_the_conversion(tmp_path: Path) -> None:
     def progress(_: int) -> None:
         raise RuntimeError("enough")
