@@ -55,7 +55,7 @@ def command_line() -> None:
     empty = figures.row("python -I -c pass", figures.sample(lambda: figures.run(figures.python("pass")), 20))
     base = ("an empty interpreter", empty)
     figures.row("msb --version", figures.sample(lambda: figures.run([MSB, "--version"]), 20), against=base)
-    parser = figures.python("import microsandbox_cli.app, microsandbox_cli.run")
+    parser = figures.python("import microsandbox_cli.quick, microsandbox_cli.run")
     figures.row(
         "imports before the VM is spawned", figures.sample(lambda: figures.run(parser), 20), against=base
     )

@@ -18,6 +18,7 @@ import bench_start
 import figures
 from microsandbox import Sandbox, SandboxPool
 from microsandbox_core import env
+from microsandbox_core.templates import Templates
 
 IMAGE = bench_start.IMAGE
 MSB = bench_start.MSB
@@ -34,7 +35,7 @@ def run(*options: str) -> float:
 def starts() -> None:
     """Whole runs, from a template and booted, taken in turn."""
     figures.title("msb run IMAGE -- true (image cached)")
-    run(), run("--cold")
+    run(), run(), run("--cold")
     warm, cold = [], []
     for _ in range(10):
         warm += [run(), run()]
@@ -43,12 +44,31 @@ def starts() -> None:
     figures.row("from a template", warm, against=("a boot", limit))
 
 
+def firsts() -> None:
+    """The first start of a size, which makes its template, and the first of an image after that."""
+    figures.title("Starts that make a template")
+    templates = Templates(env.home())
+    booted, first, second = [], [], []
+    for size in range(300, 305):
+        options = ("-m", f"{size}M")
+        booted.append(run("--cold", *options))
+        first.append(run(*options))
+        second.append(run(*options))
+        for info in templates.list():
+            if info.memory_mib == size:
+                templates.remove(info.key)
+    limit = figures.row("booted (--cold)", booted)
+    figures.row("first of a size", first, against=("a boot", limit))
+    figures.row("first of an image in it", second, against=("a boot", limit))
+
+
 def sizes() -> None:
     """The same for machines of other sizes, after their template was made."""
     figures.title("Size of the machine")
     base: tuple[str, float] | None = None
     for options in (("-m", "128M"), ("-m", "512M"), ("-m", "4G"), ("-m", "512M", "-c", "2")):
         run(*options)
+        run(*options)  # the template of the size, then that of the image
         median = figures.row(" ".join(options), [run(*options) for _ in range(7)], against=base)
         base = base or ("128M", median)
 
@@ -133,6 +153,7 @@ def main() -> None:
     print(f"processors: {os.cpu_count()}, load: {os.getloadavg()[0]:.2f}")
     starts()
     asyncio.run(bench_start.parts(env.home(), cold=False))
+    firsts()
     sizes()
     rate()
     asyncio.run(through_the_sdk())
