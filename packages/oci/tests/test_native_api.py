@@ -193,6 +193,10 @@ def test_a_signal_that_interrupts_no_read_ends_a_conversion_that_waits(tmp_path:
     os.write(writer, b"\0" * 512)
 
     def take() -> None:
+        # read() and ppoll(), in the main thread's first column (proc_pid_syscall(5)).
+        waiting = Path(f"/proc/self/task/{os.getpid()}/syscall")
+        while waiting.read_text().split()[0] not in ("0", "271"):
+            pass
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         os.kill(os.getpid(), signal.SIGINT)
 
