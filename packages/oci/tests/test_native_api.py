@@ -9,7 +9,7 @@ import resource
 import signal
 import tarfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -175,6 +175,15 @@ def test_a_pipe_is_converted_while_it_fills(tmp_path: Path) -> None:
     assert result.digest == "sha256:" + hashlib.sha256(data).hexdigest()
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT raises, also in a shell's background job, which inherits that it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_ends_a_conversion_that_waits(tmp_path: Path) -> None:
     reader, writer = os.pipe()
     os.write(writer, b"\0" * 512)
@@ -188,6 +197,7 @@ def test_ctrl_c_ends_a_conversion_that_waits(tmp_path: Path) -> None:
     os.close(writer)
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_a_signal_that_interrupts_no_read_ends_a_conversion_that_waits(tmp_path: Path) -> None:
     reader, writer = os.pipe()
     os.write(writer, b"\0" * 512)
