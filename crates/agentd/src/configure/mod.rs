@@ -22,6 +22,8 @@ pub struct World {
     pub upper: OwnedFd,
     /// agentd's own view of /proc: the workload may unmount the one it sees.
     pub proc: OwnedFd,
+    /// The directory of the pseudo-terminals, for the same reason.
+    pub terminals: OwnedFd,
 }
 
 /// Where `configure` failed.
@@ -54,8 +56,12 @@ impl Steps {
         self.run("image", || mounts::image(&disks.image))?;
         let upper = self.run("upper", || mounts::upper(&disks.upper))?;
         self.run("overlay", mounts::overlay)?;
-        let proc = self.run("root", mounts::enter)?;
-        Ok(World { upper, proc })
+        let (proc, terminals) = self.run("root", mounts::enter)?;
+        Ok(World {
+            upper,
+            proc,
+            terminals,
+        })
     }
 }
 

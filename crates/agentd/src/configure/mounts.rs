@@ -59,15 +59,16 @@ pub fn overlay() -> io::Result<()> {
 }
 
 /// Makes the overlay the root, with the file systems that were mounted at boot in it. Returns
-/// agentd's own hold on /proc, which the workload cannot unmount.
-pub fn enter() -> io::Result<OwnedFd> {
+/// agentd's own hold on /proc and /dev/pts, which the workload cannot unmount.
+pub fn enter() -> io::Result<(OwnedFd, OwnedFd)> {
     for name in ["/dev", "/proc", "/sys", "/tmp"] {
         let target = format!("{NEW_ROOT}{name}");
         create_directory(&target, 0o755)?;
         move_mount(name, &target)?;
     }
     change_root(NEW_ROOT)?;
-    fd::open(c"/proc", libc::O_PATH | libc::O_DIRECTORY)
+    let flags = libc::O_PATH | libc::O_DIRECTORY;
+    Ok((fd::open(c"/proc", flags)?, fd::open(c"/dev/pts", flags)?))
 }
 
 /// Makes sure that there is a directory at `path`. What an image has in its place (a file, a

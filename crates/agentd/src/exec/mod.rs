@@ -5,18 +5,20 @@ mod running;
 mod spare;
 mod spawn;
 mod stdin;
+mod terminal;
 mod users;
 
 use std::io;
 
 use crate::cgroup::Cgroup;
-use crate::channel::Map;
+use crate::channel::{Invalid, Map};
 use crate::context::Context;
 use crate::sys::{describe, process};
-use request::{Rejected, Request};
+use request::Request;
 use running::Exec;
 pub use spare::Spare;
 use spawn::{Pipes, Report, Spawned, Stage};
+use terminal::Terminal;
 use users::{Accounts, Identity};
 
 /// An error of a stream.
@@ -46,12 +48,9 @@ impl Refusal {
     }
 }
 
-impl From<Rejected> for Refusal {
-    fn from(rejected: Rejected) -> Refusal {
-        match rejected {
-            Rejected::Invalid(what) => Refusal::new("invalid_request", what.0),
-            Rejected::Unsupported(what) => Refusal::new("unsupported", what),
-        }
+impl From<Invalid> for Refusal {
+    fn from(what: Invalid) -> Refusal {
+        Refusal::new("invalid_request", what.0)
     }
 }
 
@@ -83,7 +82,12 @@ fn start(context: &mut Context, stream: u32, message: &Map) -> Result<Exec, Refu
             errno: error.raw_os_error(),
         }
     };
-    let pipes = Pipes::new(request.stdin).map_err(failed("pipes"))?;
+    let pipes = match (request.terminal, &context.world) {
+        (Some(size), Some(world)) => Terminal::open(&world.terminals, size, identity.uid)
+            .and_then(|terminal| Pipes::of_terminal(terminal, request.stdin))
+            .map_err(failed("terminal"))?,
+        _ => Pipes::new(request.stdin).map_err(failed("pipes"))?,
+    };
     let (spawned, cgroup) = spawn(context, pipes, message, &request, &identity)
         .map_err(|(what, error)| failed(what)(error))?;
     let pid = spawned.pid;

@@ -2,6 +2,7 @@
 
 use std::ffi::CString;
 
+use super::terminal::Size;
 use crate::channel::{Field, Invalid, Map, Value};
 
 /// Searched when the environment has no PATH.
@@ -19,35 +20,23 @@ pub struct Request {
     pub cwd: CString,
     pub user: Option<String>,
     pub stdin: bool,
+    pub terminal: Option<Size>,
     pub rlimits: Vec<(libc::__rlimit_resource_t, libc::rlimit)>,
     pub timeout_ms: Option<u64>,
 }
 
-/// Why a request is not carried out.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Rejected {
-    Invalid(Invalid),
-    Unsupported(&'static str),
-}
-
-impl From<Invalid> for Rejected {
-    fn from(invalid: Invalid) -> Rejected {
-        Rejected::Invalid(invalid)
-    }
-}
-
 impl Request {
-    pub fn parse(request: &Map) -> Result<Request, Rejected> {
+    pub fn parse(request: &Map) -> Result<Request, Invalid> {
         let argv = c_strings(request.field("argv")?, "argv")?;
         let env: Vec<&[u8]> = request.field("env")?;
         if !env
             .iter()
             .all(|entry| entry.iter().skip(1).any(|byte| *byte == b'='))
         {
-            return Err(Invalid::new("`env` is not NAME=value").into());
+            return Err(Invalid::new("`env` is not NAME=value"));
         }
         let Some(program) = argv.first() else {
-            return Err(Invalid::new("`argv` is empty").into());
+            return Err(Invalid::new("`argv` is empty"));
         };
         let candidates = candidates(program.as_bytes(), variable(&env, b"PATH"))?;
         let cwd: Option<&[u8]> = request.field("cwd")?;
@@ -55,17 +44,16 @@ impl Request {
         let stdin = match request.field("stdin")? {
             "null" => false,
             "pipe" => true,
-            _ => return Err(Invalid::new("`stdin` is neither null nor pipe").into()),
+            _ => return Err(Invalid::new("`stdin` is neither null nor pipe")),
         };
-        if request.field::<Option<&Map>>("tty")?.is_some() {
-            return Err(Rejected::Unsupported("a pseudo-terminal"));
-        }
+        let tty: Option<&Map> = request.field("tty")?;
         Ok(Request {
             candidates,
             env: c_strings(env, "env")?,
             cwd: c_string(cwd.unwrap_or(b"/"), "cwd")?,
             user: user.map(str::to_owned),
             stdin,
+            terminal: tty.map(Size::read).transpose()?,
             rlimits: rlimits(request.field("rlimits")?)?,
             timeout_ms: request.field("timeout_ms")?,
             argv,
@@ -201,7 +189,7 @@ mod tests {
             .with("timeout_ms", Value::Nil)
     }
 
-    fn replaced(key: &str, value: impl Into<Value>) -> Result<Request, Rejected> {
+    fn replaced(key: &str, value: impl Into<Value>) -> Result<Request, Invalid> {
         let rest = request()
             .iter()
             .filter(|(name, _)| *name != key)
@@ -223,6 +211,16 @@ mod tests {
     }
 
     #[test]
+    fn a_terminal_has_a_size() {
+        let size = Map::new().with("rows", 24u64).with("cols", 80u64);
+        assert_eq!(
+            replaced("tty", size.clone()).unwrap().terminal,
+            Some(Size::read(&size).unwrap())
+        );
+        assert_eq!(Request::parse(&request()).unwrap().terminal, None);
+    }
+
+    #[test]
     fn what_cannot_be_meant_is_refused() {
         let bin = |bytes: &[u8]| Value::Bin(bytes.to_vec());
         let limit = |name: &str, soft: u64, hard: u64| {
@@ -239,16 +237,10 @@ mod tests {
             ("rlimits", limit("files", 1, 1).into()),
             ("rlimits", limit("nofile", 2, 1).into()),
             ("timeout_ms", Value::Int(-1)),
+            ("tty", true.into()),
+            ("tty", Map::new().with("rows", 24u64).into()),
         ] {
-            assert!(
-                matches!(replaced(key, value.clone()), Err(Rejected::Invalid(_))),
-                "{key} {value:?}"
-            );
+            assert!(replaced(key, value.clone()).is_err(), "{key} {value:?}");
         }
-        let terminal = Map::new().with("rows", 24u64).with("cols", 80u64);
-        assert_eq!(
-            replaced("tty", terminal).unwrap_err(),
-            Rejected::Unsupported("a pseudo-terminal")
-        );
     }
 }

@@ -8,6 +8,7 @@ use super::explain;
 use super::request::Request;
 use super::spawn::{Report, Spawned, REPORT};
 use super::stdin::Stdin;
+use super::terminal::{self, Size};
 use crate::cgroup::Cgroup;
 use crate::channel::{Invalid, Map, DATA_MAX};
 use crate::context::{Context, Handler};
@@ -23,6 +24,9 @@ const REPORT_PIPE: u8 = 3;
 const QUIET: Duration = Duration::from_millis(100);
 /// A descendant that is never silent is listened to this long.
 const DRAIN: Duration = Duration::from_secs(5);
+
+/// More than the kernel keeps of what a terminal shows: it does not say how much of that there is.
+const TERMINAL_BUFFER: usize = 64 << 10;
 
 /// The capacity of a busy output's pipe.
 const LARGE_PIPE: i32 = 256 << 10;
@@ -59,6 +63,10 @@ pub struct Exec {
     phase: Phase,
     stdin: Stdin,
     outputs: [Output; 2],
+    /// Whether input and output are a terminal, which is the first output's descriptor.
+    terminal: bool,
+    /// The program's side of it, until its exit.
+    slave: Option<OwnedFd>,
     cgroup: Option<Cgroup>,
     deadline: Option<Instant>,
     timed_out: bool,
@@ -89,13 +97,15 @@ impl Exec {
                 report: spawned.report,
                 signals: Vec::new(),
             },
-            stdin: Stdin::new(stream, spawned.stdin),
+            stdin: Stdin::new(stream, spawned.stdin, spawned.terminal.is_some()),
             outputs: spawned.outputs.map(|pipe| Output {
-                pipe: Some(pipe),
+                pipe,
                 readable: false,
                 owed: 0,
                 grown: false,
             }),
+            terminal: spawned.terminal.is_some(),
+            slave: spawned.terminal,
             cgroup,
             // What no clock can count to is no limit.
             deadline: request.timeout_ms.and_then(after),
@@ -275,13 +285,22 @@ impl Exec {
         let exited = matches!(self.phase, Phase::Exited { .. }) && !self.cancelled;
         self.phase = Phase::Done;
         self.stdin.close();
+        // What a terminal controls was hung up on with the exit: nobody can write to it.
+        let wanted = exited && !self.terminal;
         for output in &mut self.outputs {
-            if let Some(pipe) = output.pipe.take().filter(|_| exited) {
+            if let Some(pipe) = output.pipe.take().filter(|_| wanted) {
                 context.sink(pipe);
             }
         }
         context.timers.set(self.stream, None);
         self.retire(context);
+    }
+
+    /// Lets go of the terminal: what it controls gets SIGHUP.
+    fn hang_up(&mut self, context: &mut Context) {
+        self.stdin.close();
+        self.slave = None;
+        self.close_output(context, 1);
     }
 
     /// Carries out a message; one that is not known is ignored.
@@ -301,10 +320,19 @@ impl Exec {
                 }
             }
             "close" => match message.field::<u64>("channel")? {
+                1 if self.terminal => self.hang_up(context),
                 1 => self.close_output(context, 1),
                 2 => self.close_output(context, 2),
                 _ => return Err(Invalid::new("no such channel to close")),
             },
+            "resize" if !self.terminal => return Err(Invalid::new("`resize` without a terminal")),
+            "resize" => {
+                let size = Size::read(message)?;
+                if let Some(master) = &self.outputs[0].pipe {
+                    // Refused only while it hangs up.
+                    let _ = terminal::resize(master, size);
+                }
+            }
             _ => {}
         }
         Ok(())
@@ -332,6 +360,9 @@ impl Handler for Exec {
     fn cancel(&mut self, context: &mut Context) {
         self.cancelled = true;
         self.kill();
+        if self.terminal {
+            self.hang_up(context);
+        }
         self.settle(context);
     }
 
@@ -394,10 +425,14 @@ impl Handler for Exec {
         // Refused only if the host has ended the connection.
         let _ = context.guest.event(self.stream, &exited);
         self.stdin.close();
+        self.slave = None;
         for output in &mut self.outputs {
             if let Some(pipe) = &output.pipe {
                 output.readable = true;
-                output.owed = fd::waiting(pipe);
+                output.owed = match self.terminal {
+                    true => TERMINAL_BUFFER,
+                    false => fd::waiting(pipe),
+                };
             }
         }
         let now = Instant::now();

@@ -7,6 +7,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::ptr;
 
 use super::request::Request;
+use super::terminal::{self, Terminal};
 use super::users::Identity;
 use crate::cgroup::Cgroup;
 use crate::sys::fd;
@@ -17,7 +18,10 @@ pub struct Spawned {
     /// End of file: the program runs. A `Report`: it does not.
     pub report: OwnedFd,
     pub stdin: Option<OwnedFd>,
-    pub outputs: [OwnedFd; 2],
+    /// Of a terminal there is one.
+    pub outputs: [Option<OwnedFd>; 2],
+    /// The program's side of its terminal: held, so that it does not end when nobody has it open for a while.
+    pub terminal: Option<OwnedFd>,
 }
 
 /// What a child was doing when it failed.
@@ -72,14 +76,17 @@ pub struct Plan<'a> {
     identity: &'a Identity,
     rlimits: &'a [(libc::__rlimit_resource_t, libc::rlimit)],
     stdio: [RawFd; 3],
+    /// Whether the output is the terminal that will control the program.
+    terminal: bool,
     report: RawFd,
 }
 
-/// Both ends of the pipes between agentd and a program.
+/// Both ends of the pipes, or of the terminal, between agentd and a program.
 pub struct Pipes {
     report: OwnedFd,
     stdin: Option<OwnedFd>,
-    outputs: [OwnedFd; 2],
+    outputs: [Option<OwnedFd>; 2],
+    terminal: Option<OwnedFd>,
     ends: Ends,
 }
 
@@ -103,12 +110,33 @@ impl Pipes {
         Ok(Pipes {
             report,
             stdin,
-            outputs: [stdout, stderr],
+            outputs: [Some(stdout), Some(stderr)],
+            terminal: None,
             ends: Ends {
                 report: report_end,
                 outputs: [stdout_end, stderr_end],
                 stdin: stdin_end,
             },
+        })
+    }
+
+    /// The terminal as standard output and error, and, if it is wanted, as standard input.
+    pub fn of_terminal(terminal: Terminal, with_stdin: bool) -> io::Result<Pipes> {
+        let Terminal { master, slave } = terminal;
+        let (report, report_end) = fd::pipe()?;
+        fd::set_nonblocking(&report, true)?;
+        // Copies, each with its own place in the event loop.
+        let copy = |side: &OwnedFd| with_stdin.then(|| side.try_clone()).transpose();
+        Ok(Pipes {
+            report,
+            stdin: copy(&master)?,
+            outputs: [Some(master), None],
+            ends: Ends {
+                report: report_end,
+                outputs: [slave.try_clone()?, slave.try_clone()?],
+                stdin: copy(&slave)?,
+            },
+            terminal: Some(slave),
         })
     }
 
@@ -123,6 +151,7 @@ impl Pipes {
             report: self.report,
             stdin: self.stdin,
             outputs: self.outputs,
+            terminal: self.terminal,
         }
     }
 }
@@ -185,6 +214,7 @@ impl Plan<'_> {
                 stdout.as_raw_fd(),
                 stderr.as_raw_fd(),
             ],
+            terminal: request.terminal.is_some(),
             report: ends.report.as_raw_fd(),
         }
     }
@@ -287,6 +317,9 @@ unsafe fn prepare(plan: &Plan<'_>) -> Result<(), Report> {
     unsafe {
         for (target, source) in plan.stdio.into_iter().enumerate() {
             must(libc::dup2(source, target as libc::c_int), Stage::Setup)?;
+        }
+        if plan.terminal {
+            must(terminal::take(libc::STDOUT_FILENO), Stage::Setup)?;
         }
         // Everything of the agent's is close-on-exec already; this holds for mistakes too.
         libc::syscall(

@@ -1,8 +1,9 @@
-//! A program's standard input: what the host sent and the pipe has not taken yet.
+//! A program's standard input: what the host sent and the pipe, or the terminal, has not taken yet.
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 
+use super::terminal;
 use crate::channel::{Guest, Map};
 use crate::sys::fd::{self, Moved};
 
@@ -10,9 +11,20 @@ use crate::sys::fd::{self, Moved};
 /// while the pipe has room.
 const RETURN: u32 = 32_768;
 
+/// What has been typed at a terminal.
+#[derive(Default)]
+struct Typed {
+    /// Whether the last line is not complete.
+    line_begun: bool,
+    /// What ends the input, once it has ended.
+    end: Option<VecDeque<u8>>,
+}
+
 pub struct Stdin {
     stream: u32,
     pipe: Option<OwnedFd>,
+    /// Of a terminal, which does not end with its input.
+    terminal: Option<Typed>,
     /// At most the credit of the channel.
     waiting: VecDeque<u8>,
     eof: bool,
@@ -21,10 +33,11 @@ pub struct Stdin {
 }
 
 impl Stdin {
-    pub fn new(stream: u32, pipe: Option<OwnedFd>) -> Stdin {
+    pub fn new(stream: u32, pipe: Option<OwnedFd>, terminal: bool) -> Stdin {
         Stdin {
             stream,
             pipe,
+            terminal: terminal.then(Typed::default),
             waiting: VecDeque::new(),
             eof: false,
             unreturned: 0,
@@ -68,6 +81,9 @@ impl Stdin {
             }
             match fd::write(pipe, head) {
                 Moved::Bytes(count) => {
+                    if let Some(typed) = &mut self.terminal {
+                        typed.line_begun = head[count - 1] != b'\n';
+                    }
                     self.waiting.drain(..count);
                     self.taken(guest, count);
                 }
@@ -76,7 +92,30 @@ impl Stdin {
             }
         }
         if self.eof {
-            self.pipe = None;
+            match self.terminal {
+                Some(_) => self.type_end(guest),
+                None => self.pipe = None,
+            }
+        }
+    }
+
+    /// Ends the input of a terminal, which stays open: its program may go on without any.
+    fn type_end(&mut self, guest: &mut Guest) {
+        let (Some(pipe), Some(typed)) = (&self.pipe, &mut self.terminal) else {
+            return;
+        };
+        let begun = typed.line_begun;
+        let end = typed
+            .end
+            .get_or_insert_with(|| terminal::end_of_file(pipe, begun).into());
+        while !end.is_empty() {
+            match fd::write(pipe, end.make_contiguous()) {
+                Moved::Bytes(count) => {
+                    end.drain(..count);
+                }
+                Moved::Later => return,
+                Moved::Gone => return self.broken(guest),
+            }
         }
     }
 

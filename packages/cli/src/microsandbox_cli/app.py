@@ -157,6 +157,10 @@ RequireKvm = Annotated[
 ]
 Cold = Annotated[bool, typer.Option("--cold", help="Boot the kernel rather than start from a template.")]
 NoStdin = Annotated[bool, typer.Option("--no-stdin", help="Do not forward standard input.")]
+Tty = Annotated[
+    bool, typer.Option("--tty", "-t", help="Run at a terminal, even if ours is none. Default: if it is one.")
+]
+NoTty = Annotated[bool, typer.Option("--no-tty", help="Run with pipes, even if we are at a terminal.")]
 FormatOption = Annotated[Format, typer.Option("--format", help="How to print it.")]
 
 
@@ -180,10 +184,12 @@ def run(
     require_kvm: RequireKvm = False,
     cold: Cold = False,
     no_stdin: NoStdin = False,
+    tty: Tty = False,
+    no_tty: NoTty = False,
     quiet: Quiet = False,
     log_level: LogLevelOption = None,
 ) -> None:
-    """Run a command in a new sandbox.
+    """Run a command in a new sandbox; without one, and with none in the image, a shell if at a terminal.
 
     Without --name the sandbox is gone when the command has ended. The exit code is the command's own;
     128+N if signal N killed it, 127 if it was not found, 126 if it cannot be executed, 124 at the
@@ -196,7 +202,7 @@ def run(
     run_new(
         image, command or [], name=name, env=env or [], workdir=workdir, user=user, memory=memory, cpus=cpus,
         hostname=hostname, entrypoint=entrypoint, timeout=timeout, vmm=vmm, require_kvm=require_kvm,
-        cold=cold, no_stdin=no_stdin, quiet=quiet,
+        cold=cold, no_stdin=no_stdin, tty=tty, no_tty=no_tty, quiet=quiet,
     )  # fmt: skip
 
 
@@ -238,16 +244,27 @@ def exec_(
     user: User = None,
     timeout: Timeout = None,
     no_stdin: NoStdin = False,
+    tty: Tty = False,
+    no_tty: NoTty = False,
+    detach_keys: Annotated[
+        str | None,
+        typer.Option(
+            "--detach-keys",
+            metavar="KEYS",
+            help="Keys that leave the command running. Default: ctrl-p,ctrl-q.",
+        ),
+    ] = None,
 ) -> None:
-    """Run a command in a sandbox that is running.
+    """Run a command in a sandbox that is running; without one a shell, if at a terminal.
 
     Example: msb exec dev -- ps
     """
     from microsandbox_cli.run import exec_in
 
     exec_in(
-        name, command or [], env=env or [], workdir=workdir, user=user, timeout=timeout, no_stdin=no_stdin
-    )
+        name, command or [], env=env or [], workdir=workdir, user=user, timeout=timeout, no_stdin=no_stdin,
+        tty=tty, no_tty=no_tty, detach_keys=detach_keys,
+    )  # fmt: skip
 
 
 @app.command()

@@ -11,13 +11,16 @@ import stat
 import sys
 import threading
 from collections.abc import Awaitable, Callable
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from microsandbox._state import leave_open
 from microsandbox.errors import ExecError
 from microsandbox.execution import ExecEvent, ExecHandle, StdinSink
 
 from microsandbox_cli import report
+
+if TYPE_CHECKING:
+    from microsandbox_cli.terminal import DetachKeys
 
 _CHUNK = 1 << 16
 
@@ -70,10 +73,13 @@ def stdin_is_readable() -> bool:
     return not (stat.S_ISCHR(mode) and os.stat(0).st_rdev == os.stat(os.devnull).st_rdev)  # noqa: PTH116
 
 
-async def forward(handle: ExecHandle, *, stdin: bool) -> ExecEvent:
-    """Copy both outputs as they come, and standard input if wanted, until the command has ended."""
+async def forward(handle: ExecHandle, *, stdin: bool, keys: DetachKeys | None = None) -> ExecEvent | None:
+    """Copy both outputs as they come, and standard input if wanted, until the command has ended.
+
+    None: it has not, but `keys` were pressed, and it was left to itself.
+    """
     writers = {"stdout": _Writer(1), "stderr": _Writer(2)}
-    feeding = asyncio.create_task(_feed(handle.take_stdin())) if stdin else None
+    feeding = asyncio.create_task(_feed(handle, handle.take_stdin(), keys)) if stdin else None
     try:
         async for event in handle:
             if event.kind in writers:
@@ -89,6 +95,8 @@ async def forward(handle: ExecHandle, *, stdin: bool) -> ExecEvent:
         if feeding is not None:
             feeding.cancel()
             await asyncio.gather(feeding, return_exceptions=True)
+    if handle.detached:
+        return None
     raise ExecError("the command's end was not reported")
 
 
@@ -162,11 +170,14 @@ def _write_all(descriptor: int, data: bytes) -> OSError | None:
     return None
 
 
-async def _feed(sink: StdinSink) -> None:
-    """Copy our standard input into the command's, until either ends."""
+async def _feed(handle: ExecHandle, sink: StdinSink, keys: DetachKeys | None) -> None:
+    """Copy our standard input into the command's, until either ends or `keys` are pressed."""
     try:
         while data := await _read():
+            data, leave = keys.take(data) if keys is not None else (data, False)
             await sink.write(data)
+            if leave:
+                return await handle.detach()
         await sink.close()
     except ExecError:
         pass  # the command does not read any more, or has ended

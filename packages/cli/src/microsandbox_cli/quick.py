@@ -32,12 +32,17 @@ _SANDBOX: Options = {
     "--cold": ("cold", FLAG),
     "--quiet": ("quiet", FLAG), "-q": ("quiet", FLAG),
 }  # fmt: skip
-_JOINED: Options = {"--timeout": ("timeout", TEXT), "--no-stdin": ("no_stdin", FLAG)}
+_JOINED: Options = {
+    "--timeout": ("timeout", TEXT),
+    "--no-stdin": ("no_stdin", FLAG),
+    "--tty": ("tty", FLAG), "-t": ("tty", FLAG),
+    "--no-tty": ("no_tty", FLAG),
+}  # fmt: skip
 
 COMMANDS: Mapping[str, Options] = {
     "run": {**_SANDBOX, **_JOINED},
     "create": _SANDBOX,
-    "exec": {**_COMMAND, **_JOINED},
+    "exec": {**_COMMAND, **_JOINED, "--detach-keys": ("detach_keys", TEXT)},
 }
 """The options understood here, by command: the parameter and what it takes."""
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from microsandbox._create import Pending
     from microsandbox.execution import ExecHandle
 
+    from microsandbox_cli.terminal import DetachKeys
+
 
 def run_new(
     image: str,
@@ -37,11 +39,14 @@ def run_new(
     require_kvm: bool = False,
     cold: bool = False,
     no_stdin: bool = False,
+    tty: bool = False,
+    no_tty: bool = False,
     quiet: bool = False,
 ) -> None:
     """Run a command in a new sandbox and exit with its code."""
     seconds = None if timeout is None else _config.parse_duration(timeout, "--timeout")
     config = _configured(name, env, workdir, user, memory, cpus, hostname, entrypoint, vmm, require_kvm, cold)
+    terminal = _wants_terminal(tty, no_tty, no_stdin)
     pending = _begin(image, config, name, quiet=quiet, attached=True)
     # The VM is on its way; what is imported from here on costs nothing.
     from microsandbox_cli.attached import run_in_loop
@@ -53,8 +58,8 @@ def run_new(
         async with sandbox:
             _tell_isolation(sandbox, quiet)
             return await _attach(
-                sandbox, sandbox.command(command), env={}, workdir=None, user=None,
-                timeout=seconds, stdin=not no_stdin,
+                sandbox, sandbox.command(command, shell=terminal), env={}, workdir=None, user=None,
+                timeout=seconds, stdin=not no_stdin, terminal=terminal,
             )  # fmt: skip
 
     run_in_loop(main)
@@ -102,14 +107,24 @@ def exec_in(
     user: str | None = None,
     timeout: str | None = None,
     no_stdin: bool = False,
+    tty: bool = False,
+    no_tty: bool = False,
+    detach_keys: str | None = None,
 ) -> None:
     """Run a command in a running sandbox and exit with its code."""
-    if not command:
+    terminal = _wants_terminal(tty, no_tty, no_stdin)
+    if not command and not terminal:
         report.error("no command was given", f"msb exec {name} -- COMMAND")
         sys.exit(report.EXIT_USAGE)
     seconds = None if timeout is None else _config.parse_duration(timeout, "--timeout")
     variables = _variables(env)
     from microsandbox_cli.attached import run_in_loop
+
+    keys = None
+    if terminal or detach_keys is not None:
+        from microsandbox_cli.terminal import DETACH_KEYS, DetachKeys
+
+        keys = DetachKeys.parse(DETACH_KEYS if detach_keys is None else detach_keys)
 
     async def main() -> int:
         from microsandbox import Sandbox
@@ -117,13 +132,21 @@ def exec_in(
         sandbox = await Sandbox.get(name)
         try:
             return await _attach(
-                sandbox, tuple(command), env=variables, workdir=workdir, user=user,
-                timeout=seconds, stdin=not no_stdin,
+                sandbox, tuple(command) or ("/bin/sh",), env=variables, workdir=workdir, user=user,
+                timeout=seconds, stdin=not no_stdin, terminal=terminal, keys=keys,
             )  # fmt: skip
         finally:
             await sandbox.detach()
 
     run_in_loop(main)
+
+
+def _wants_terminal(tty: bool, no_tty: bool, no_stdin: bool) -> bool:
+    """Whether the command gets a terminal: if it is asked for, or if ours is one at both ends."""
+    if tty and no_tty:
+        report.error("--tty and --no-tty exclude each other", "give one of them, or none")
+        sys.exit(report.EXIT_USAGE)
+    return tty or (not (no_tty or no_stdin) and os.isatty(0) and os.isatty(1))
 
 
 def _configured(
@@ -222,12 +245,21 @@ async def _attach(
     user: str | None,
     timeout: float | None,
     stdin: bool,
+    terminal: bool,
+    keys: DetachKeys | None = None,
 ) -> int:
+    from contextlib import nullcontext
+
     from microsandbox.execution import Stdin
 
     from microsandbox_cli.attached import forward, stdin_is_readable
 
     wanted = stdin and stdin_is_readable()
+    tty = None
+    if terminal:
+        from microsandbox_cli.terminal import here, joined
+
+        tty = here()
     try:
         handle: ExecHandle = await sandbox.exec_stream(
             command[0],
@@ -237,6 +269,7 @@ async def _attach(
             env=env,
             timeout=timeout,
             stdin=Stdin.pipe() if wanted else Stdin.null(),
+            tty=tty or False,
         )
     except ExecFailed as failure:
         report.error(str(failure), failure.hint)
@@ -245,13 +278,18 @@ async def _attach(
             "permission_denied": report.EXIT_NOT_EXECUTABLE,
         }.get(failure.kind, report.EXIT_SANDBOX)
     try:
-        end = await forward(handle, stdin=wanted)
+        with nullcontext() if tty is None else joined(handle, tty, keyboard=wanted):
+            # Keys that are not pressed but come from a file are all for the command.
+            end = await forward(handle, stdin=wanted, keys=keys if os.isatty(0) else None)
     except OutcomeUnknown as lost:
         raise MicrosandboxError(
             f"the sandbox {sandbox.name!r} ended while {command[0]} was running: {lost}",
             hint="whether the command had finished its work is not known",
             code="outcome_unknown",
         ) from lost
+    if end is None:
+        report.note(f"note: detached: {command[0]} goes on in the sandbox {sandbox.name!r}")
+        return 0
     if end.timed_out:
         report.error(f"{command[0]} was still running after {timeout:g} s and was killed")
         return report.EXIT_TIMEOUT

@@ -341,6 +341,8 @@ class Relay:
             host.grant(stream, event.channel, event.amount)
         elif isinstance(event, CancelReceived):
             host.cancel(stream)
+        elif isinstance(event, MessageReceived) and event.name == "detach":
+            self._detach(client, event.stream, stream)
         elif isinstance(event, MessageReceived):
             host.message(stream, event.name, event.body)
         elif host.is_cancelled(stream):
@@ -367,6 +369,15 @@ class Relay:
             return
         client.streams[event.stream] = stream
         self._routes[stream] = _Route(client, event.stream, None)
+
+    def _detach(self, client: _Client, theirs: int, stream: int) -> None:
+        """The client leaves a program to itself: from now on what it writes goes nowhere."""
+        del client.streams[theirs]
+        self._routes[stream].client = None
+        # What the client has not taken it never will, and the program must not stop for that.
+        self._host.refill(stream)
+        client.connection.end(theirs, {"detached": True})
+        self._touched.add(client.id)
 
     def _abandon(self, client: _Client) -> None:
         for stream in client.streams.values():

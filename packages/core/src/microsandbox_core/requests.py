@@ -76,11 +76,26 @@ class Configure(NamedTuple):
         }
 
 
+class TerminalSize(NamedTuple):
+    """Rows and columns of characters, 1 to 65,535 each."""
+
+    rows: int
+    cols: int
+
+    def params(self) -> Control:
+        """As the channel has it. Raises `ValueError` that names the one that is wrong."""
+        for name, number in (("rows", self.rows), ("cols", self.cols)):
+            if not 1 <= number <= 0xFFFF:
+                raise ValueError(f"{name}: {number} is not 1 to 65535")
+        return {"rows": self.rows, "cols": self.cols}
+
+
 class Exec(NamedTuple):
     """A program to run. Its arguments, environment and directory are bytes in the guest.
 
     `env` is the whole environment, as a mapping or as `NAME=value` items. `rlimits`: name, soft and hard
-    limit. `timeout`: seconds after which the process group is killed.
+    limit. `timeout`: seconds after which the process group is killed. `tty`: a terminal of this size controls
+    the program and is its output, and its input unless that is `null`.
     """
 
     argv: Sequence[Text]
@@ -90,6 +105,7 @@ class Exec(NamedTuple):
     stdin: Literal["null", "pipe"] = "null"
     rlimits: Sequence[tuple[str, int, int]] = ()
     timeout: float | None = None
+    tty: TerminalSize | None = None
 
     def params(self) -> Control:
         """The parameters of `exec`. Raises `ValueError` or `TypeError` that names the one that is wrong."""
@@ -116,7 +132,7 @@ class Exec(NamedTuple):
             "cwd": None if self.cwd is None else _encode("cwd", self.cwd),
             "user": self.user,
             "stdin": self.stdin,
-            "tty": None,
+            "tty": None if self.tty is None else self.tty.params(),
             "rlimits": rlimits,
             "timeout_ms": timeout_ms,
         }

@@ -34,12 +34,12 @@ if TYPE_CHECKING:
         StateError,
         StillRunning,
     )
-    from microsandbox.execution import ExecEvent, ExecHandle, ExecOutput, Stdin, StdinSink
+    from microsandbox.execution import ExecEvent, ExecHandle, ExecOutput, Stdin, StdinSink, Terminal
     from microsandbox.pool import SandboxPool
     from microsandbox.sandbox import Sandbox, SandboxInfo, Status
 
 _HOME = {
-    "execution": ("ExecEvent", "ExecHandle", "ExecOutput", "Stdin", "StdinSink"),
+    "execution": ("ExecEvent", "ExecHandle", "ExecOutput", "Stdin", "StdinSink", "Terminal"),
     "pool": ("SandboxPool",),
     "sandbox": ("Sandbox", "SandboxInfo", "Status"),
     "errors": (
@@ -96,6 +96,7 @@ __all__ = [
     "Stdin",
     "StdinSink",
     "StillRunning",
+    "Terminal",
 ]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from microsandbox_core.agent import Finished, Stderr, StdinClosed, Stdout
+from microsandbox_core.agent import Finished, Stderr, StdinClosed, Stdout, TerminalSize
 from microsandbox_core.agent import Stdin as ProcessStdin
 from microsandbox_core.channel import ChannelError, ConnectionLost, RequestFailed
 from microsandbox_core.channel import OutcomeUnknown as ChannelOutcomeUnknown
@@ -57,6 +57,15 @@ class Stdin:
     def file(cls, path: str | os.PathLike[str]) -> Stdin:
         """The content of a file of the host, then the end."""
         return cls("file", path=Path(path))
+
+
+@dataclass(frozen=True, slots=True)
+class Terminal:
+    """The terminal of a command: its size in characters, and what it is, for the variable TERM."""
+
+    rows: int = 24
+    cols: int = 80
+    term: str = "xterm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +142,9 @@ class ExecHandle:
     Output that nobody takes stops the command at its next write: nothing is buffered without bound.
     """
 
-    def __init__(self, process: Process, stdin: Stdin, began: float, command: str) -> None:
+    def __init__(self, process: Process, stdin: Stdin, began: float, command: str, *, tty: bool) -> None:
         self._process = process
+        self._tty = tty
         self._began = began
         self._command = command
         self._sink = None if process.stdin is None else StdinSink(process.stdin)
@@ -221,8 +231,34 @@ class ExecHandle:
         """SIGKILL to the command's process group."""
         self._process.cancel()
 
+    def resize(self, rows: int, cols: int) -> None:
+        """Set the size of the command's terminal; it gets SIGWINCH. Does nothing once it has ended.
+
+        Raises `ExecError` if it was started without one, `ValueError`.
+        """
+        if not self._tty:
+            raise ExecError(f"{self._command} was not started with a terminal", code="no_tty")
+        self._process.resize(TerminalSize(rows, cols))
+
+    @property
+    def detached(self) -> bool:
+        """Whether `detach` has left the command to itself."""
+        return self._process.detached
+
+    async def detach(self) -> None:
+        """Leave the command to itself: it goes on without this connection, and what it writes is thrown away.
+
+        Iterating ends without an ``exited`` event. Raises `ExecError` if the command has ended,
+        `OutcomeUnknown` if the sandbox has.
+        """
+        try:
+            await self._process.detach()
+        except ChannelError as error:
+            raise _lost(self._command, error) from error
+
     def close_output(self, kind: str) -> None:
-        """Take no more of ``stdout`` or ``stderr``: the command's next write there gets SIGPIPE."""
+        """Take no more of ``stdout`` or ``stderr``: the command's next write there gets SIGPIPE. A terminal
+        hangs up."""
         self._process.close_output({"stdout": 1, "stderr": 2}[kind])
 
     async def _feed(self, stdin: Stdin) -> None:
@@ -248,6 +284,7 @@ async def start_command(
     env: Mapping[str, str],
     timeout: float | None,
     stdin: Stdin,
+    tty: Terminal | None,
     rlimits: Mapping[str, tuple[int, int]],
 ) -> ExecHandle:
     """Start a command through the agent; see `Sandbox.exec_stream`."""
@@ -263,12 +300,13 @@ async def start_command(
             stdin="null" if stdin.kind == "null" else "pipe",
             rlimits=[(name, soft, hard) for name, (soft, hard) in rlimits.items()],
             timeout=timeout,
+            tty=None if tty is None else TerminalSize(tty.rows, tty.cols),
         )
     except RequestFailed as error:
         raise _refused(argv[0], cwd, user, error) from error
     except ChannelError as error:
         raise _lost(argv[0], error) from error
-    return ExecHandle(process, stdin, began, argv[0])
+    return ExecHandle(process, stdin, began, argv[0], tty=tty is not None)
 
 
 def _refused(command: str, cwd: str | None, user: str | None, error: RequestFailed) -> ExecFailed:

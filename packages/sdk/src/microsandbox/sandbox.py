@@ -23,7 +23,7 @@ from microsandbox._create import Pending
 from microsandbox._directory import SandboxDirectory
 from microsandbox._state import Record
 from microsandbox.errors import ConfigError, MicrosandboxError, NotRunning, StillRunning
-from microsandbox.execution import ExecHandle, ExecOutput, Stdin, start_command
+from microsandbox.execution import ExecHandle, ExecOutput, Stdin, Terminal, start_command
 
 if TYPE_CHECKING:
     from microsandbox_oci import ImageConfig
@@ -240,11 +240,16 @@ class Sandbox:
 
     # -------------------------------------------------------------------------------------- commands
 
-    def command(self, arguments: Sequence[str] = ()) -> tuple[str, ...]:
-        """ENTRYPOINT + (`arguments`, or CMD) of this sandbox. Raises `ConfigError` when that is empty."""
+    def command(self, arguments: Sequence[str] = (), *, shell: bool = False) -> tuple[str, ...]:
+        """ENTRYPOINT + (`arguments`, or CMD) of this sandbox.
+
+        When that is empty: ``/bin/sh`` if a `shell` would do, else it raises `ConfigError`.
+        """
         found = _config.command_line(
             self._config, self._image_config.entrypoint, self._image_config.cmd, tuple(arguments)
         )
+        if not found and shell:
+            return ("/bin/sh",)
         if not found:
             raise ConfigError(
                 f"the image {self._record.image} names no command to run",
@@ -262,18 +267,24 @@ class Sandbox:
         env: Mapping[str, str] | None = None,
         timeout: float | str | None = None,
         stdin: Stdin | bytes | None = None,
+        tty: bool | Terminal = False,
         rlimits: Mapping[str, tuple[int, int]] | None = None,
     ) -> ExecHandle:
         """Start a command and return a handle to it.
 
         `cwd`, `user` and `env` are added to what the sandbox and the image set. `timeout` is in
-        seconds, or text such as ``30s``. `stdin`: nothing by default. `rlimits`: soft and hard
-        values by name (``nofile``).
+        seconds, or text such as ``30s``. `stdin`: nothing by default. `tty`: run it at a terminal of its
+        own, True for one of 24 rows and 80 columns; all its output is then ``stdout``, and its input too
+        is the terminal unless `stdin` is nothing. The end of `stdin` is typed as Ctrl-D. `rlimits`: soft and
+        hard values by name (``nofile``).
 
         Raises `ExecFailed` when it cannot be run, `NotRunning`, `ValueError`.
         """
         merged = dict(pair.partition("=")[::2] for pair in self._image_config.env)
         merged.setdefault("PATH", _config.DEFAULT_PATH)
+        terminal = (tty if isinstance(tty, Terminal) else Terminal()) if tty else None
+        if terminal is not None:
+            merged["TERM"] = terminal.term
         merged.update(self._config.env)
         merged.update(_config.check_env(env or {}))
         return await start_command(
@@ -284,6 +295,7 @@ class Sandbox:
             env=merged,
             timeout=None if timeout is None else _config.parse_duration(timeout, "timeout"),
             stdin=Stdin.bytes(stdin) if isinstance(stdin, bytes) else (stdin or Stdin.null()),
+            tty=terminal,
             rlimits=rlimits or {},
         )
 
@@ -297,6 +309,7 @@ class Sandbox:
         env: Mapping[str, str] | None = None,
         timeout: float | str | None = None,
         stdin: Stdin | bytes | None = None,
+        tty: bool | Terminal = False,
         rlimits: Mapping[str, tuple[int, int]] | None = None,
     ) -> ExecOutput:
         """Run a command to its end and return its output; see `exec_stream` for the parameters.
@@ -305,7 +318,7 @@ class Sandbox:
         the sandbox ended before the command had.
         """
         handle = await self.exec_stream(
-            cmd, args, cwd=cwd, user=user, env=env, timeout=timeout, stdin=stdin, rlimits=rlimits
+            cmd, args, cwd=cwd, user=user, env=env, timeout=timeout, stdin=stdin, tty=tty, rlimits=rlimits
         )
         return await handle.collect()
 

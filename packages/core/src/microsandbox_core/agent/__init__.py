@@ -1,6 +1,6 @@
 """The asyncio client of a guest's agent."""
 
-from ..requests import Configure, Disk, Exec
+from ..requests import Configure, Disk, Exec, TerminalSize
 from ._client import HANDSHAKE_TIMEOUT, AgentClient
 from ._process import (
     COLLECT_LIMIT,
@@ -33,4 +33,5 @@ __all__ = [
     "Stdin",
     "StdinClosed",
     "Stdout",
+    "TerminalSize",
 ]

@@ -23,7 +23,7 @@ from ..channel import (
     HostHelloReceived,
     OutcomeUnknown,
 )
-from ..requests import Configure, Environment, Exec, Text
+from ..requests import Configure, Environment, Exec, TerminalSize, Text
 from ..unix_socket import connect_unix
 from ._process import Process, failure
 
@@ -119,16 +119,19 @@ class AgentClient:
         stdin: Literal["null", "pipe"] = "null",
         rlimits: Sequence[tuple[str, int, int]] = (),
         timeout: float | None = None,
+        tty: TerminalSize | None = None,
     ) -> Process:
         """Runs a program; returns when its image has been loaded.
 
         `str` arguments are encoded as `os.fsencode` does. `env` is the whole environment. `rlimits` are
         `(name, soft, hard)`. `timeout` is in seconds; the guest keeps it and then kills the process group.
+        `tty`: a terminal of this size controls the program and is its standard output and error, which come
+        as one, and its standard input if that is a pipe.
         Raises `RequestFailed` (`kind`: `not_found`, `permission_denied`, `bad_cwd`, `user_not_found`,
         `exec_failed`, ...), `TooManyStreams`, and `ValueError` or `TypeError` that name a parameter.
         If the calling task is cancelled the program is killed.
         """
-        request = Exec(argv, env, cwd, user, stdin, rlimits, timeout)
+        request = Exec(argv, env, cwd, user, stdin, rlimits, timeout, tty)
         stream = self._dispatch("exec", request.params())
         process = Process(self._connection, stream, self._flush, stdin=stdin == "pipe")
         self._handlers[stream] = process._handle

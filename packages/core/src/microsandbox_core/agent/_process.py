@@ -27,6 +27,7 @@ from ..channel import (
     Value,
 )
 from ..channel._chunks import Chunk, ChunkQueue
+from ..requests import TerminalSize
 
 COLLECT_LIMIT: Final = 16 << 20
 """Bytes of each output that `collect` keeps unless told otherwise."""
@@ -187,6 +188,9 @@ class Process:
         self._accepted = asyncio.Event()
         self._status: ExitStatus | None = None
         self._error: ChannelError | None = None
+        self._detaching = False
+        self.detached = False
+        """Whether it was left to itself; then no more events come."""
 
     # -------------------------------------------------------------------------------------- for callers
 
@@ -196,10 +200,10 @@ class Process:
     async def __anext__(self) -> ProcessEvent:
         """The next event. Raises `OutcomeUnknown` if the connection was lost, after what came before."""
         while not len(self._queue):
+            if self._status is not None or self.detached:
+                raise StopAsyncIteration
             if self._error is not None:
                 raise self._error
-            if self._status is not None:
-                raise StopAsyncIteration
             self._changed.clear()
             await self._changed.wait()
         entry = self._queue.pop()
@@ -241,6 +245,25 @@ class Process:
     def signal(self, number: int) -> None:
         """Sends a signal to the process group, ahead of any input. Does nothing once it has ended."""
         self._message("signal", {"signal": number})
+
+    def resize(self, size: TerminalSize) -> None:
+        """Sets the size of the program's terminal, of which it is told by SIGWINCH. Does nothing once it has
+        ended. Raises `ValueError`. A program without a terminal is killed for it."""
+        self._message("resize", size.params())
+
+    async def detach(self) -> None:
+        """Leaves the program to itself: it goes on when this connection ends, what it writes is thrown away,
+        and its input stays open with nothing more to come. No more events come here.
+
+        It is the supervisor's relay that does this; on a connection to the guest itself it never returns.
+        Raises `StreamClosed` if the program has ended first, `OutcomeUnknown` if the connection is lost.
+        """
+        self._detaching = True
+        self._message("detach", {})
+        await self._over.wait()
+        if not self.detached:
+            self._raise_if_lost()
+            raise StreamClosed("the program has ended")
 
     def close_output(self, channel: int) -> None:
         """Takes no more of channel 1 or 2: the program's next write there gets SIGPIPE."""
@@ -337,6 +360,10 @@ class Process:
                 self.stdin._shut()
 
     def _ended(self, body: dict[str, Value]) -> None:
+        if self._detaching and body.get("detached") is True:
+            self.detached = True
+            self._end_with(StreamClosed("the program was left to itself"))
+            return
         error = failure(body)
         how = _how(body)
         if error is None and (how is None or not self._accepted.is_set()):

@@ -68,6 +68,11 @@ class HostConnection(Connection):
         found = self._streams.get(stream)
         return found is not None and found.cancelled
 
+    def refill(self, stream: int) -> None:
+        """Gives the guest all its credit back: what it has sent is of no interest any more."""
+        for channel, receiving in self._open_stream(stream).receiving.items():
+            self.grant(stream, channel, self._window - receiving.allowance)
+
     def _on_hello(self, frame: Frame, events: list[Event]) -> None:
         if self.ready:
             raise ProtocolError("sequence", "a second HELLO")
