@@ -27,6 +27,7 @@ from microsandbox import (
     Status,
     Stdin,
     StillRunning,
+    Terminal,
 )
 
 from tests.support.host import Host
@@ -179,6 +180,46 @@ async def test_signals_and_kill(sandbox: Sandbox) -> None:
     handle = await sandbox.exec_stream("sleep", ["600"])
     handle.kill()
     assert (await handle.wait()).signal == 9
+
+
+async def test_a_command_at_a_terminal(sandbox: Sandbox) -> None:
+    output = await sandbox.exec("sh", ["-c", "stty size <&1; echo $TERM; echo err >&2; test -t 0"], tty=True)
+    assert (output.stdout_bytes, output.stderr_bytes) == (b"24 80\r\nxterm\r\nerr\r\n", b"")
+    assert output.exit_code == 1
+    # The end of the input is the end of the file for who reads lines.
+    assert (await sandbox.exec("cat", stdin=b"a\nb", tty=True)).stdout_bytes.endswith(b"b")
+
+    script = "trap 'stty size; exit 3' WINCH; stty size; while :; do sleep 600 & wait $!; done"
+    handle = await sandbox.exec_stream("sh", ["-c", script], stdin=Stdin.pipe(), tty=Terminal(10, 20, "dumb"))
+    events = aiter(handle)
+    assert (await anext(events)).data == b"10 20\r\n"
+    for rows, cols in ((0, 80), (24, 65_536)):
+        with pytest.raises(ValueError, match="is not 1 to 65535"):
+            handle.resize(rows, cols)
+    handle.resize(30, 40)
+    rest = [event async for event in events]
+    assert (b"".join(event.data for event in rest), rest[-1].exit_code) == (b"30 40\r\n", 3)
+    handle.resize(50, 60)
+
+    handle = await sandbox.exec_stream("true")
+    with pytest.raises(ExecError, match="not started with a terminal"):
+        handle.resize(24, 80)
+    assert (await handle.wait()).exit_code == 0
+
+
+async def test_a_command_that_is_left_to_itself(sandbox: Sandbox) -> None:
+    handle = await sandbox.exec_stream("sh", ["-c", "while [ ! -e /go ]; do echo more; done; touch /done"])
+    await handle.detach()
+    assert handle.detached
+    assert "exited" not in [event.kind async for event in handle]
+    with pytest.raises(OutcomeUnknown):
+        await handle.wait()
+    assert (await sandbox.shell("touch /go; while [ ! -e /done ]; do :; done", timeout=30)).success
+
+    handle = await sandbox.exec_stream("true")
+    await handle.wait()
+    with pytest.raises(ExecError):
+        await handle.detach()
 
 
 async def test_the_vmm_killed_in_the_middle_of_exec(home: Host) -> None:

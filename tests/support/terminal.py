@@ -55,6 +55,16 @@ class Terminal:
             self._read += os.read(self._ours, 65536)
         return self._read
 
+    def expect(self, text: bytes, *, within: float = 60) -> bytes:
+        """What was shown up to and with `text`, which must come; the next call looks behind it."""
+        end = self.read_until(text, within=within).index(text) + len(text)
+        shown, self._read = self._read[:end], self._read[end:]
+        return shown
+
+    def resize(self, rows: int, cols: int) -> None:
+        """Drag the window's corner."""
+        termios.tcsetwinsize(self._theirs, (rows, cols))
+
     def finish(self, *, within: float = 30) -> Done:
         """Wait for the program's end."""
         code = self._child.wait(within)

@@ -23,6 +23,7 @@ from microsandbox_core.agent import (
     Stderr,
     StdinClosed,
     Stdout,
+    TerminalSize,
 )
 from microsandbox_core.channel import (
     STDERR,
@@ -226,6 +227,41 @@ async def test_connecting_cancelled_leaves_nothing_open() -> None:
 
 
 # ---------------------------------------------------------------------------------------------- programs
+
+
+async def test_a_program_at_a_terminal_is_resized_and_left() -> None:
+    async with joined() as (client, guest):
+        process, opened = await asyncio.gather(
+            client.exec(["sh"], stdin="pipe", tty=TerminalSize(24, 80)), guest.accept(7)
+        )
+        assert opened.params["tty"] == {"rows": 24, "cols": 80}
+        process.resize(TerminalSize(50, 132))
+        assert await guest.expect(MessageReceived) == MessageReceived(
+            opened.stream, "resize", {"rows": 50, "cols": 132}
+        )
+        with pytest.raises(ValueError, match="cols: 0"):
+            process.resize(TerminalSize(50, 0))
+        leaving = asyncio.create_task(process.detach())
+        assert (await guest.expect(MessageReceived)).name == "detach"
+        await guest.end(opened.stream, detached=True)
+        await leaving
+        assert process.detached
+        assert [event async for event in process] == []
+        with pytest.raises(StreamClosed):
+            await process.wait()
+
+
+async def test_a_program_that_has_ended_cannot_be_left_nor_leaves_by_itself() -> None:
+    async with joined() as (client, guest):
+        process, opened = await asyncio.gather(client.exec(["true"]), guest.accept(7))
+        await guest.end(opened.stream, code=0)
+        with pytest.raises(StreamClosed, match="has ended"):
+            await process.detach()
+        assert (await process.wait()).success
+        process, opened = await asyncio.gather(client.exec(["true"]), guest.accept(7))
+        await guest.end(opened.stream, detached=True)
+        with pytest.raises(RequestFailed):
+            await process.wait()
 
 
 async def test_a_program_runs_from_its_start_to_its_end() -> None:

@@ -247,6 +247,29 @@ def test_a_client_that_leaves_takes_its_own_programs_with_it_and_nothing_else() 
     assert world.guest.stream_count == 1
 
 
+def test_a_program_that_was_detached_from_outlives_its_client() -> None:
+    world = World()
+    world.connect(1)
+    stream, at_guest = world.running(1)
+    # The client takes none of it, so that the guest has no credit left.
+    world.guest.send_data(at_guest, STDOUT, bytes(WINDOW_TO_HOST))
+    world.take(1)
+    assert world.guest.writable(at_guest, STDOUT) == 0
+    world.clients[1].message(stream, "detach")
+    assert world.take(1) == [Ended(stream, {"detached": True})]
+    assert world.relay.streams(1) == 0
+    world.gone(1)
+    world.take_guest()
+    for _ in range(5):
+        assert world.guest.send_data(at_guest, STDOUT, bytes(WINDOW_TO_HOST)) == WINDOW_TO_HOST
+        world.pump()
+    assert all(isinstance(event, CreditReceived) for event in world.take_guest())
+    world.guest.end(at_guest, {"code": 0})
+    world.pump()
+    assert world.relay.error is None
+    assert world.guest.stream_count == 0
+
+
 def test_a_client_that_gave_more_credit_than_it_took_may_leave() -> None:
     world = World()
     world.connect(1)
