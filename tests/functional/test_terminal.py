@@ -239,6 +239,14 @@ def test_the_terminal_is_as_before_when_the_sandbox_is_lost(msb: Msb, dev: str) 
         assert terminal.attributes() == terminal.before
 
 
+def test_a_stop_hangs_up_on_an_interactive_shell(msb: Msb, dev: str) -> None:
+    # It ignores SIGTERM: without SIGHUP it would be killed at the end of the grace.
+    with Terminal(in_dev("sh"), msb.environ) as terminal:
+        terminal.expect(b"$ ")
+        msb("stop", dev).succeeded()
+        assert terminal.finish().code == 129
+
+
 def test_a_command_that_is_killed_gives_the_terminal_back(msb: Msb) -> None:
     with Terminal((*SHELL, "--", "sh", "-c", "stty raw; kill -9 $$"), msb.environ) as terminal:
         assert terminal.finish(within=60).code == 137

@@ -31,6 +31,8 @@ pub trait Handler {
     fn timer(&mut self, _context: &mut Context, _now: Instant) {}
     /// Its child has ended.
     fn child_ended(&mut self, _context: &mut Context, _status: Status) {}
+    /// Every process has been asked to end by SIGTERM.
+    fn shutting_down(&mut self) {}
     /// Whether it has sent END and can be dropped.
     fn done(&self) -> bool;
 }

@@ -228,6 +228,9 @@ impl Server {
                 Ok(shutdown) => {
                     self.context.timers.set(stream, Some(shutdown.deadline()));
                     self.shutdown = Some(shutdown);
+                    self.handlers
+                        .values_mut()
+                        .for_each(|handler| handler.shutting_down());
                     self.reap();
                 }
                 Err(what) => self.fail(stream, "invalid_request", &what.0),

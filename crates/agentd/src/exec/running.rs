@@ -445,6 +445,13 @@ impl Handler for Exec {
         self.settle(context);
     }
 
+    fn shutting_down(&mut self) {
+        // Interactive shells ignore SIGTERM, and end when their terminal goes.
+        if self.terminal && matches!(self.phase, Phase::Running) {
+            process::signal_group(self.pid, libc::SIGHUP);
+        }
+    }
+
     fn done(&self) -> bool {
         matches!(self.phase, Phase::Done)
     }
