@@ -1,6 +1,6 @@
 """A sandbox's directory and the lock that says whether it runs.
 
-`$MSB_HOME/sandboxes/<id>/` holds `lock`, `agent.sock`, `upper.ext4`, `isolation`, `console.log`
+`$MSB_HOME/sandboxes/<id>/` holds `lock`, `agent.sock`, `upper.ext4`, `life` (see `_life`), `console.log`
 and `supervisor.log`. The supervisor holds an exclusive flock on `lock` for as long as it lives; the
 kernel lets go of it however the supervisor ends.
 """
@@ -47,18 +47,6 @@ class SandboxDirectory:
     def supervisor_log(self) -> Path:
         """What the supervisor had to say; empty in a normal life."""
         return self.path / "supervisor.log"
-
-    @property
-    def isolation_record(self) -> Path:
-        """The isolation that the sandbox got at its last start, as text."""
-        return self.path / "isolation"
-
-    def isolation(self) -> str | None:
-        """The isolation of the last start; None if it never came up."""
-        try:
-            return self.isolation_record.read_text() or None
-        except OSError:
-            return None
 
     def create(self) -> int:
         """Make the directory and return a descriptor that holds its lock. Raises `StateError`."""
