@@ -100,17 +100,7 @@ class SandboxDirectory:
 
     def _is_locked(self) -> bool:
         """`is_running` for who holds the guard."""
-        try:
-            descriptor = os.open(self.lock, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            return False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(descriptor)
-        return False
+        return is_locked(str(self.lock))
 
     def remove(self) -> None:
         """Delete everything. The lock goes last: what is half deleted still counts as running."""
@@ -124,6 +114,21 @@ class SandboxDirectory:
             pass  # another process was repairing the same leftovers
         except OSError as error:
             raise _state_error("remove", self.path, error) from error
+
+
+def is_locked(path: str) -> bool:
+    """Whether somebody holds this lock; for who holds the guard."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def sweep(home: Path, is_known: Callable[[str], bool]) -> None:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import msgpack
 
-from microsandbox._directory import SandboxDirectory, guard
+from microsandbox._directory import SandboxDirectory, guard, is_locked
 
 
 class Status(StrEnum):
@@ -113,8 +113,12 @@ def write(directory: SandboxDirectory, life: Life) -> None:
 
 def read(directory: SandboxDirectory) -> Life | None:
     """The record; None if there is none that can be read."""
+    return _read(f"{directory.path}/life")
+
+
+def _read(path: str) -> Life | None:
     try:
-        descriptor = os.open(f"{directory.path}/life", os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
     try:
@@ -139,15 +143,15 @@ def look(directory: SandboxDirectory) -> Seen:
 def look_at(home: Path, identifiers: Iterable[str], held: Iterable[str]) -> dict[str, Seen]:
     """`look` at many, of which `held` were locked a moment ago."""
     locked = frozenset(held)
+    parent = home / "sandboxes"
     found = {}
     for identifier in identifiers:
-        directory = SandboxDirectory(home, identifier)
-        life = read(directory)
+        life = _read(f"{parent}/{identifier}/life")
         was_held = identifier in locked
-        if was_held == (life is not None and life.goes_on):
-            found[identifier] = Seen(_status(directory, life, was_held), life, was_held)
+        if life is not None and was_held == life.goes_on:
+            found[identifier] = Seen(Status(life.status), life, was_held)
         else:
-            found[identifier] = look(directory)
+            found[identifier] = look(SandboxDirectory(home, identifier))
     return found
 
 
@@ -158,7 +162,7 @@ def directories(home: Path) -> dict[str, bool]:
         return {}
     with guard(parent, fcntl.LOCK_SH):
         return {
-            entry.name: SandboxDirectory(home, entry.name)._is_locked()
+            entry.name: is_locked(f"{entry.path}/lock")
             for entry in os.scandir(parent)
             if not entry.name.startswith(".") and entry.is_dir()
         }
