@@ -200,13 +200,16 @@ def selects(wanted: Iterable[str], labels: Iterable[tuple[str, str]]) -> bool:
 
 def stored_labels(packed: bytes) -> dict[str, str]:
     """The labels in a configuration that was packed before the database had a place for them."""
-    values = msgpack.unpackb(packed, unicode_errors="surrogateescape", use_list=False)
-    found = {}
-    for key, value in values.get("labels", ()):
+    try:
+        values = msgpack.unpackb(packed, unicode_errors="surrogateescape", use_list=False)
         # They were not checked then.
-        key, value = (str(part).encode(errors="replace").decode() for part in (key, value))
-        found[key] = value
-    return found
+        return {_as_utf8(key): _as_utf8(value) for key, value in values.get("labels", ())}
+    except (ValueError, TypeError, AttributeError, msgpack.exceptions.UnpackException):
+        return {}
+
+
+def _as_utf8(text: str) -> str:
+    return str(text).encode(errors="replace").decode()
 
 
 def _shown(text: str) -> str:

@@ -123,7 +123,8 @@ def _read(path: str) -> Life | None:
         return None
     try:
         values = msgpack.unpackb(os.read(descriptor, 1 << 16), unicode_errors="surrogateescape")
-        return Life(**{key: values[key] for key in Life._fields if key in values})
+        life = Life(**{key: values[key] for key in Life._fields if key in values})
+        return life._replace(status=Status(life.status))
     except (OSError, ValueError, TypeError, msgpack.exceptions.UnpackException):
         return None
     finally:
