@@ -174,7 +174,7 @@ def assert_listing_is_true(msb: Msb, host: Host) -> None:
     expected = {process.pid for sandbox in running.values() for process in (sandbox.supervisor, sandbox.vmm)}
     assert {process.pid for process in host.processes()} == expected
     directories = {str(sandbox.directory) for sandbox in running.values()}
-    assert {os.path.dirname(path) for path in host.sockets()} == directories  # noqa: PTH120
+    assert {os.path.dirname(f"/{path}") for path in host.sockets()} == directories  # noqa: PTH120
     assert {os.path.dirname(path) for path in host.locks() if path.endswith("/lock")} == directories  # noqa: PTH120
 
 

@@ -105,3 +105,8 @@ def test_a_supervisor_is_told_from_another_process_with_its_number() -> None:
         os.waitpid(pid, 0)
     assert _life.open_supervisor(life) is None
     assert _life.started_at(pid) == 0
+
+
+def test_a_sandbox_that_is_gone_has_stopped(directory: SandboxDirectory) -> None:
+    directory.remove()
+    assert _life.look(directory).status is Status.STOPPED

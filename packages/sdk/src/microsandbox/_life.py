@@ -201,6 +201,7 @@ def _status(directory: SandboxDirectory, life: Life | None, held: bool) -> Statu
         # The end is noted, and the supervisor about to go; or somebody is removing what it has left.
         return Status(life.status) if life.goes_on else Status.STOPPING
     if life is None:
-        # Records are newer than sandboxes: one that has a disk has run.
-        return Status.STOPPED if directory.upper.exists() else Status.CREATED
+        # One that has a disk has run: there was a time before these records. One without a directory is gone.
+        was_there = directory.upper.exists() or not directory.path.exists()
+        return Status.STOPPED if was_there else Status.CREATED
     return Status.CRASHED if life.goes_on else Status(life.status)

@@ -415,6 +415,8 @@ class Supervision:
         _life.write(self._directory, self._life)
 
     def _fail(self, error: CoreError | MicrosandboxError) -> None:
+        # The creator that hears of it sends one.
+        _hear_nothing()
         if self._vm is not None:
             self._drain_console()
         if self._ready:
@@ -434,6 +436,7 @@ class Supervision:
         )
 
     def _finish(self) -> None:
+        _hear_nothing()
         if self._vm is not None:
             self._vm.kill()
         if self._launch.ephemeral:
@@ -485,12 +488,17 @@ def _hear_at_once() -> None:
     signal.set_wakeup_fd(-1)
 
     def told(number: int, _frame: object) -> NoReturn:
-        for other in _SIGNALS:
-            signal.signal(other, signal.SIG_IGN)
+        _hear_nothing()
         raise _ToldToEnd(number)
 
     for number in _SIGNALS:
         signal.signal(number, told)
+
+
+def _hear_nothing() -> None:
+    """From now on it ends anyway, and nothing may disturb that."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _import_for_the_end() -> None:
