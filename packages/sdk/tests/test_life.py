@@ -1,11 +1,13 @@
 """What a sandbox is doing, from its record and its lock together."""
 
+import asyncio
 import os
 import signal
+import socket
 from pathlib import Path
 
 import pytest
-from microsandbox import _life
+from microsandbox import _ending, _life
 from microsandbox._directory import SandboxDirectory
 from microsandbox._life import Life, Status
 
@@ -110,3 +112,21 @@ def test_a_supervisor_is_told_from_another_process_with_its_number() -> None:
 def test_a_sandbox_that_is_gone_has_stopped(directory: SandboxDirectory) -> None:
     directory.remove()
     assert _life.look(directory).status is Status.STOPPED
+
+
+def test_a_supervisor_that_could_not_write_its_record_is_found_by_its_socket(
+    directory: SandboxDirectory,
+) -> None:
+    lock = directory.try_lock()
+    assert lock is not None
+    assert _life.look(directory).status is Status.STARTING
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(directory.socket))
+        listener.listen()
+        assert _life.look(directory).status is Status.RUNNING
+        pidfd = asyncio.run(_ending.supervisor(directory))
+        assert pidfd is not None
+        assert f"Pid:\t{os.getpid()}\n" in Path(f"/proc/self/fdinfo/{pidfd}").read_text()
+        os.close(pidfd)
+    os.close(lock)
+    assert asyncio.run(_ending.supervisor(directory)) is None

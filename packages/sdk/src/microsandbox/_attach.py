@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import select
 import signal
 import socket
+import struct
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgpack
+from microsandbox_core.unix_socket import connect_unix
 
 from microsandbox._create import Pending
 from microsandbox._launch import MESSAGE_LIMIT
@@ -114,6 +118,28 @@ def wait_gone(pidfd: int, timeout: float | None = None) -> bool:
     poll = select.poll()  # not select(), which takes no descriptor above 1023
     poll.register(pidfd, select.POLLIN)
     return bool(poll.poll(None if timeout is None else timeout * 1000))
+
+
+def supervisor_of(path: Path) -> int | None:
+    """A pidfd of the supervisor that listens on this agent socket; None if none does.
+
+    The kernel tells who listens there. That process can only have been replaced by another one of the same
+    number if the connection is dead, which is looked at after the pidfd is open.
+    """
+    try:
+        connection = connect_unix(path)
+    except OSError:
+        return None
+    with connection:
+        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        try:
+            pidfd = os.pidfd_open(struct.unpack("iII", credentials)[0])
+        except ProcessLookupError:
+            return None
+        if select.select([connection], [], [], 0)[0] and not connection.recv(1, socket.MSG_PEEK):
+            os.close(pidfd)
+            return None
+    return pidfd
 
 
 def terminate(pidfd: int, number: int = signal.SIGTERM) -> None:

@@ -31,6 +31,9 @@ async def supervisor(directory: SandboxDirectory) -> int | None:
         if not seen.held:
             return None
         pidfd = None if seen.life is None else _life.open_supervisor(seen.life)
+        if pidfd is None:
+            # It may not have been able to write its record: the disk was full.
+            pidfd = _attach.supervisor_of(directory.socket)
         if pidfd is not None:
             return pidfd
         await asyncio.sleep(_create.HANDOVER_PAUSE)

@@ -197,7 +197,8 @@ def started_at(pid: int) -> int:
 def _status(directory: SandboxDirectory, life: Life | None, held: bool) -> Status:
     if held:
         if life is None:
-            return Status.STARTING
+            # One that could not write its record, because the disk was full, still listens.
+            return Status.RUNNING if directory.socket.exists() else Status.STARTING
         # The end is noted, and the supervisor about to go; or somebody is removing what it has left.
         return Status(life.status) if life.goes_on else Status.STOPPING
     if life is None:
