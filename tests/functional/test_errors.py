@@ -329,6 +329,7 @@ def test_a_database_that_somebody_holds_is_waited_for_and_then_told(own_msb: Msb
     own_msb("ls").succeeded()
     with closing(sqlite3.connect(own_msb.home / "state.db", isolation_level=None)) as connection:
         connection.execute("BEGIN IMMEDIATE")
-        assert "locked" in own_msb("ls").failed()
+        assert "locked" in own_msb("create", "busybox", "--name", "dev").failed()
+        assert own_msb("ls", "-q").succeeded().out == b"", "looking waits for nobody"
         connection.execute("ROLLBACK")
     own_msb("ls").succeeded()

@@ -13,9 +13,19 @@ import pytest
 import typer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from microsandbox_cli import run
-from microsandbox_cli.app import Vmm, app
-from microsandbox_cli.quick import COMMANDS, FLAG, LIST, NUMBER, TEXT, VMM, understand
+from microsandbox_cli import run, sandboxes
+from microsandbox_cli.app import Format, Vmm, app
+from microsandbox_cli.quick import (
+    COMMANDS,
+    FLAG,
+    FORMAT,
+    LIST,
+    LISTINGS,
+    NUMBER,
+    TEXT,
+    VMM,
+    understand,
+)
 from typer.models import OptionInfo
 
 PARSER = typer.main.get_command(app)
@@ -23,15 +33,19 @@ WAYS: dict[str, Callable[..., None]] = {
     "run": run.run_new,
     "create": run.create_detached,
     "exec": run.exec_in,
+    "ls": sandboxes.list_all,
+    "ps": sandboxes.list_active,
 }
+TABLES = {**COMMANDS, **LISTINGS}
 
 
 TAKES = {
     bool: FLAG, str: TEXT, str | None: TEXT, list[str] | None: LIST, int | None: NUMBER, Vmm: VMM,
+    Format: FORMAT,
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", TABLES)
 def test_the_table_is_that_of_the_parser(command: str) -> None:
     [function] = [
         found.callback
@@ -46,12 +60,14 @@ def test_the_table_is_that_of_the_parser(command: str) -> None:
             for option in (info.default, *(info.param_decls or ())):
                 parsed[option] = (name, TAKES.get(hint.__origin__))
     parsed.pop("--log-level", None)
-    assert COMMANDS[command] == parsed
+    assert TABLES[command] == parsed
 
 
 def test_the_vmms_are_those_of_the_parser() -> None:
     for vmm in Vmm:
         assert understand(["run", "--vmm", vmm, "busybox"]) is not None
+    for form in Format:
+        assert understand(["ls", "--format", form]) is not None
 
 
 def _call_of(command: str, action: Callable[[], object]) -> dict[str, Any] | None:
@@ -64,7 +80,7 @@ def _call_of(command: str, action: Callable[[], object]) -> dict[str, Any] | Non
         bound.apply_defaults()
         calls.append({name: list(v) if isinstance(v, tuple) else v for name, v in bound.arguments.items()})
 
-    with patch.object(run, WAYS[command].__name__, record):
+    with patch.object(sys.modules[WAYS[command].__module__], WAYS[command].__name__, record):
         action()
     return calls[0] if calls else None
 
@@ -106,12 +122,12 @@ WORDS = st.sampled_from(
         "x",
     ]
 )
-OPTIONS = st.sampled_from([*dict.fromkeys(o for table in COMMANDS.values() for o in table), "--help", "-qc"])
+OPTIONS = st.sampled_from([*dict.fromkeys(o for table in TABLES.values() for o in table), "--help", "-qc"])
 
 
 @settings(deadline=None)
 @given(
-    st.sampled_from(list(COMMANDS)),
+    st.sampled_from(list(TABLES)),
     st.lists(
         st.one_of(
             WORDS.map(lambda word: [word]),
@@ -138,6 +154,10 @@ def test_whatever_is_understood_is_what_the_parser_understands(command: str, par
         ["run", "busybox", "--cpus=2", "--vmm", "qemu", "--entrypoint", "", "--timeout=5s", "true"],
         ["create", "--name", "dev", "busybox"],
         ["exec", "-u", "1000", "dev", "--", "id", "-u"],
+        ["run", "--label", "a=b", "--replace", "--replace-with-grace", "30s", "-n", "dev", "busybox"],
+        ["ls"],
+        ["ls", "--running", "--label", "a", "--label=b=c", "-q", "--format", "json"],
+        ["ps", "-a"],
     ],
 )
 def test_usual_command_lines_do_not_need_the_parser(arguments: list[str]) -> None:
@@ -149,7 +169,8 @@ def test_usual_command_lines_do_not_need_the_parser(arguments: list[str]) -> Non
 @pytest.mark.parametrize(
     "arguments",
     [
-        [], ["ls"], ["run"], ["run", "--help"], ["run", "busybox", "--nonsense"], ["run", "-m"], ["run", ""],
+        [], ["ls", "dev"], ["ls", "--format", "yaml"], ["ps", "-aq"],
+        ["run"], ["run", "--help"], ["run", "busybox", "--nonsense"], ["run", "-m"], ["run", ""],
         ["run", "-c", "two", "busybox"], ["create", "busybox"], ["create", "-n", "a", "busybox", "true"],
         ["run", "--log-level", "debug", "busybox"], ["run", "-qe", "A", "busybox"], ["--version", "run", "x"],
     ],

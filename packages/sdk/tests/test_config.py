@@ -13,8 +13,12 @@ from microsandbox._config import (
     command_line,
     parse_cpus,
     parse_duration,
+    parse_labels,
     parse_memory,
     parse_size,
+    replacement_grace,
+    selects,
+    stored_labels,
 )
 from microsandbox.errors import ConfigError
 
@@ -105,7 +109,6 @@ def test_cpus_out_of_range(cpus: int) -> None:
         env=st.lists(st.tuples(st.text(max_size=9), st.text(max_size=9))).map(tuple),
         cold=st.booleans(),
         entrypoint=st.none() | st.lists(st.text(max_size=9)).map(tuple),
-        labels=st.lists(st.tuples(st.text(max_size=9), st.text(max_size=9))).map(tuple),
     )
 )
 def test_a_config_survives_the_database(config: SandboxConfig) -> None:
@@ -133,3 +136,46 @@ def test_the_command_is_entrypoint_and_arguments_or_cmd(
     config: SandboxConfig, arguments: tuple[str, ...], expected: tuple[str, ...]
 ) -> None:
     assert command_line(config, ("/entry",), ("default",), arguments) == expected
+
+
+def test_labels_are_sorted_and_the_last_of_a_key_counts() -> None:
+    assert parse_labels(["b=2", "a=1", "b=3=4", "c="]) == (("a", "1"), ("b", "3=4"), ("c", ""))
+
+
+@pytest.mark.parametrize(
+    "given", ["a", "=1", "a b=1", "-a=1", "a-=1", "a=\0", "a=\udcff", "k" * 129 + "=1", "a=" + "x" * 4097]
+)
+def test_a_label_that_cannot_be_is_named(given: str) -> None:
+    with pytest.raises(ConfigError, match="label") as caught:
+        parse_labels([given])
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [
+        ([], True),
+        (["a"], True),
+        (["a=1"], True),
+        (["a=2"], False),
+        (["a="], False),
+        (["a", "b"], True),
+        (["a", "c"], False),
+        (["b="], True),
+    ],
+)
+def test_all_labels_that_are_wanted_have_to_be_there(wanted: list[str], found: bool) -> None:
+    assert selects(wanted, [("a", "1"), ("b", "")]) is found
+
+
+def test_what_has_no_name_replaces_nothing() -> None:
+    assert replacement_grace("dev", False, None) is None
+    assert replacement_grace("dev", True, None) == 0
+    assert replacement_grace("dev", False, "30s") == 30
+    with pytest.raises(ConfigError, match="no name"):
+        replacement_grace(None, True, None)
+
+
+@pytest.mark.parametrize("packed", [b"", b"\x80", b"\xc1", b"\x01", b"\x81\xa6labels\x01"])
+def test_a_stored_configuration_without_labels_has_none(packed: bytes) -> None:
+    assert stored_labels(packed) == {}

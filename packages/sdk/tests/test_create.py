@@ -32,9 +32,9 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         theirs.close()
         return Supervisor(directory, ours, os.posix_spawn("/bin/sleep", ["sleep", "60"], {}))
 
-    def recorded(state: State, record: Record) -> None:
+    def recorded(state: State, record: Record, **options: Any) -> None:
         happened.append("record")
-        add(state, record)
+        add(state, record, **options)
 
     monkeypatch.setattr(_create, "_launch", launch)
     monkeypatch.setattr(State, "add", recorded)
@@ -77,7 +77,7 @@ def test_a_taken_name_starts_nothing(tmp_path: Path, steps: list[str]) -> None:
 def test_what_cannot_be_recorded_is_ended_and_removed(
     tmp_path: Path, steps: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(state: State, record: Record) -> None:
+    def refuse(state: State, record: Record, **options: Any) -> None:
         raise StateError("the disk is full")
 
     monkeypatch.setattr(State, "add", refuse)

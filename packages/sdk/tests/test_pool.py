@@ -109,7 +109,9 @@ async def test_options_that_a_pool_does_not_have(option: str) -> None:
 
 async def test_every_other_option_of_create_is_one_of_a_pool() -> None:
     of_create = set(inspect.signature(Sandbox.create).parameters)
-    assert of_create - {"name", "image", "ephemeral", "detached"} == set(SandboxOptions.__annotations__)
+    assert of_create - {"name", "image", "ephemeral", "detached", "replace", "replace_with_timeout"} == set(
+        SandboxOptions.__annotations__
+    )
 
 
 @pytest.mark.parametrize(

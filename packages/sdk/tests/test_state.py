@@ -3,9 +3,13 @@
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
+import msgpack
 import pytest
+from microsandbox import _config
+from microsandbox._config import SandboxConfig
 from microsandbox._state import SCHEMA_VERSION, Record, State
 from microsandbox.errors import AlreadyExists, StateError
 
@@ -102,3 +106,98 @@ def test_a_database_that_was_left_open_has_every_row_and_is_closed_by_the_next(t
     assert state.all() == [record()]
     state.close()
     assert not log.exists()
+
+
+def test_labels_are_kept_with_the_record_and_go_with_it(tmp_path: Path) -> None:
+    state = State(tmp_path)
+    labelled = record()._replace(labels=(("team", "a"), ("x", "")))
+    state.add(labelled)
+    state.add(record("b2", "other"))
+    assert state.find("dev") == labelled
+    assert [found.labels for found in state.all()] == [labelled.labels, ()]
+    assert state.remove("a1")
+    assert not state.remove("a1")
+    # The same id again would meet labels that stayed.
+    state.add(record())
+    assert state.find("dev") == record()
+    state.close()
+
+
+def test_a_record_takes_the_place_and_the_name_of_another(tmp_path: Path) -> None:
+    state = State(tmp_path)
+    state.add(record())
+    state.add(record("b2")._replace(labels=(("new", "1"),)), instead_of="a1")
+    assert [found.id for found in state.all()] == ["b2"]
+    state.add(record("c3", "other"))
+    with pytest.raises(AlreadyExists):
+        state.add(record("d4", "other"), instead_of="b2")
+    assert [found.id for found in state.all()] == ["b2", "c3"]
+    state.close()
+
+
+OLD_SCHEMA = """
+CREATE TABLE sandboxes (
+    id TEXT PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE,
+    ephemeral INTEGER NOT NULL,
+    created_ns INTEGER NOT NULL,
+    image TEXT NOT NULL,
+    image_digest TEXT NOT NULL,
+    config BLOB NOT NULL
+) STRICT
+"""
+
+
+@pytest.fixture
+def old_home(tmp_path: Path) -> Path:
+    """A home as the first schema had it: labels were in the configuration."""
+    connection = sqlite3.connect(tmp_path / "state.db", isolation_level=None)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute(OLD_SCHEMA)
+    config = msgpack.packb(
+        {"cpus": 2, "labels": [["team", "a"], ["odd", "\udcff"]]}, unicode_errors="surrogateescape"
+    )
+    connection.execute(
+        "INSERT INTO sandboxes VALUES ('a1', 'dev', 0, 1, 'busybox', 'sha256:0', ?)", (config,)
+    )
+    connection.execute("PRAGMA user_version = 1")
+    connection.close()
+    return tmp_path
+
+
+def test_the_first_schema_is_migrated_with_its_labels(old_home: Path) -> None:
+    state = State(old_home)
+    found = state.find("dev")
+    assert found is not None
+    assert found.labels == (("odd", "?"), ("team", "a"))
+    assert SandboxConfig.unpack(found.config).cpus == 2
+    state.close()
+    with closing(sqlite3.connect(old_home / "state.db")) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone()[0] == SCHEMA_VERSION
+
+
+def test_a_migration_that_fails_leaves_the_first_schema(
+    old_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(packed: bytes) -> dict[str, str]:
+        raise MemoryError
+
+    monkeypatch.setattr(_config, "stored_labels", fail)
+    with pytest.raises(MemoryError):
+        State(old_home).all()
+    with closing(sqlite3.connect(old_home / "state.db")) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone()[0] == 1
+        assert connection.execute("SELECT name FROM sqlite_master WHERE name = 'labels'").fetchall() == []
+    monkeypatch.undo()
+    assert len(State(old_home).all()) == 1
+
+
+def test_reading_waits_for_no_writer(tmp_path: Path) -> None:
+    state = State(tmp_path)
+    state.add(record())
+    with closing(sqlite3.connect(tmp_path / "state.db", isolation_level=None)) as writer:
+        writer.execute("BEGIN IMMEDIATE")
+        writer.execute("DELETE FROM sandboxes")
+        assert state.all() == [record()]
+        assert state.find("dev") == record()
+    state.close()

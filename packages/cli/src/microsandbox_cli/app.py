@@ -120,6 +120,18 @@ NamesArgument = Annotated[
     list[str],
     typer.Argument(metavar="NAME...", help="The sandboxes.", show_default=False, autocompletion=_sandboxes),
 ]
+ChosenArgument = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="NAME...", help="The sandboxes.", show_default=False, autocompletion=_sandboxes),
+]
+LabelOption = Annotated[
+    list[str] | None,
+    typer.Option("--label", metavar="KEY[=VALUE]", help="Those with this label too; with all, if repeated."),
+]
+LabelFilter = Annotated[
+    list[str] | None,
+    typer.Option("--label", metavar="KEY[=VALUE]", help="Those with this label; with all, if repeated."),
+]
 ImagesArgument = Annotated[
     list[str],
     typer.Argument(metavar="IMAGE...", help="The images.", show_default=False, autocompletion=_images),
@@ -161,6 +173,15 @@ Tty = Annotated[
     bool, typer.Option("--tty", "-t", help="Run at a terminal, even if ours is none. Default: if it is one.")
 ]
 NoTty = Annotated[bool, typer.Option("--no-tty", help="Run with pipes, even if we are at a terminal.")]
+LabelsOption = Annotated[
+    list[str] | None,
+    typer.Option("--label", metavar="KEY=VALUE", help="Label the sandbox, to select it by later."),
+]
+Replace = Annotated[bool, typer.Option("--replace", help="End and remove a sandbox that has the name.")]
+ReplaceWithGrace = Annotated[
+    str | None,
+    typer.Option("--replace-with-grace", metavar="TIME", help="The same, with 30s, 5m to end by itself."),
+]
 FormatOption = Annotated[Format, typer.Option("--format", help="How to print it.")]
 
 
@@ -186,6 +207,9 @@ def run(
     no_stdin: NoStdin = False,
     tty: Tty = False,
     no_tty: NoTty = False,
+    label: LabelsOption = None,
+    replace: Replace = False,
+    replace_with_grace: ReplaceWithGrace = None,
     quiet: Quiet = False,
     log_level: LogLevelOption = None,
 ) -> None:
@@ -202,7 +226,8 @@ def run(
     run_new(
         image, command or [], name=name, env=env or [], workdir=workdir, user=user, memory=memory, cpus=cpus,
         hostname=hostname, entrypoint=entrypoint, timeout=timeout, vmm=vmm, require_kvm=require_kvm,
-        cold=cold, no_stdin=no_stdin, tty=tty, no_tty=no_tty, quiet=quiet,
+        cold=cold, no_stdin=no_stdin, tty=tty, no_tty=no_tty, label=label or [], replace=replace,
+        replace_with_grace=replace_with_grace, quiet=quiet,
     )  # fmt: skip
 
 
@@ -220,6 +245,9 @@ def create(
     vmm: VmmOption = Vmm.AUTO,
     require_kvm: RequireKvm = False,
     cold: Cold = False,
+    label: LabelsOption = None,
+    replace: Replace = False,
+    replace_with_grace: ReplaceWithGrace = None,
     quiet: Quiet = False,
     log_level: LogLevelOption = None,
 ) -> None:
@@ -231,7 +259,8 @@ def create(
 
     create_detached(
         image, name=name, env=env or [], workdir=workdir, user=user, memory=memory, cpus=cpus,
-        hostname=hostname, entrypoint=entrypoint, vmm=vmm, require_kvm=require_kvm, cold=cold, quiet=quiet,
+        hostname=hostname, entrypoint=entrypoint, vmm=vmm, require_kvm=require_kvm, cold=cold,
+        label=label or [], replace=replace, replace_with_grace=replace_with_grace, quiet=quiet,
     )  # fmt: skip
 
 
@@ -268,48 +297,101 @@ def exec_(
 
 
 @app.command()
-def start(name: NameArgument, cold: Cold = False) -> None:
-    """Start a stopped sandbox and leave it running."""
+def start(names: ChosenArgument = None, label: LabelOption = None, cold: Cold = False) -> None:
+    """Start stopped sandboxes and leave them running."""
     from microsandbox_cli.lifecycle import start
 
-    start(name, cold=cold)
+    start(names or [], label=label or [], cold=cold)
+
+
+Grace = Annotated[
+    str, typer.Option("--timeout", "-t", metavar="TIME", help="Time to end by itself, then it is killed.")
+]
 
 
 @app.command()
 def stop(
-    names: NamesArgument,
+    names: ChosenArgument = None,
+    label: LabelOption = None,
     force: Annotated[bool, typer.Option("--force", "-f", help="Kill it at once.")] = False,
-    timeout: Annotated[
-        str, typer.Option("--timeout", "-t", metavar="TIME", help="Time to end by itself, then kill.")
-    ] = "10s",
+    timeout: Grace = "10s",
 ) -> None:
     """Stop running sandboxes: end the processes, write the disk out, switch off."""
     from microsandbox_cli.lifecycle import stop
 
-    stop(names, force=force, timeout=timeout)
+    stop(names or [], label=label or [], force=force, timeout=timeout)
+
+
+@app.command()
+def restart(
+    names: ChosenArgument = None, label: LabelOption = None, timeout: Grace = "10s", cold: Cold = False
+) -> None:
+    """Stop sandboxes, if they run, and start them again."""
+    from microsandbox_cli.lifecycle import restart
+
+    restart(names or [], label=label or [], timeout=timeout, cold=cold)
 
 
 @app.command()
 def rm(
-    names: NamesArgument,
+    names: ChosenArgument = None,
+    label: LabelOption = None,
     force: Annotated[bool, typer.Option("--force", "-f", help="Stop it first if it is running.")] = False,
 ) -> None:
     """Remove stopped sandboxes and everything they have written."""
     from microsandbox_cli.lifecycle import remove
 
-    remove(names, force=force)
+    remove(names or [], label=label or [], force=force)
+
+
+@app.command()
+def wait(names: ChosenArgument = None, label: LabelOption = None) -> None:
+    """Wait until sandboxes have stopped, and print why each of them did."""
+    from microsandbox_cli.lifecycle import wait
+
+    wait(names or [], label=label or [])
+
+
+@app.command()
+def ping(names: ChosenArgument = None, label: LabelOption = None) -> None:
+    """Print how long the agents in running sandboxes take to answer."""
+    from microsandbox_cli.lifecycle import ping
+
+    ping(names or [], label=label or [])
 
 
 @app.command("ls")
 def ls(
     running: Annotated[bool, typer.Option("--running", help="Running ones only.")] = False,
+    label: LabelFilter = None,
     quiet: NamesOnly = False,
     format: FormatOption = Format.TABLE,
 ) -> None:
     """List sandboxes."""
-    from microsandbox_cli.lifecycle import list_sandboxes
+    from microsandbox_cli.sandboxes import list_all
 
-    list_sandboxes(running=running, quiet=quiet, as_json=format is Format.JSON)
+    list_all(running=running, label=label or [], quiet=quiet, format=format)
+
+
+@app.command()
+def ps(
+    all: Annotated[bool, typer.Option("--all", "-a", help="Those that do not run, too.")] = False,
+    label: LabelFilter = None,
+    quiet: NamesOnly = False,
+    format: FormatOption = Format.TABLE,
+) -> None:
+    """List the sandboxes that run, what they are doing and since when."""
+    from microsandbox_cli.sandboxes import list_active
+
+    list_active(all=all, label=label or [], quiet=quiet, format=format)
+
+
+@app.command()
+def inspect(names: NamesArgument) -> None:
+    """Show everything that is known about sandboxes as JSON."""
+    from microsandbox_cli.sandboxes import inspect_all
+
+    inspect_all(names)
 
 
 @app.command()

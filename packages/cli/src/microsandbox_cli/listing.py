@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +11,8 @@ from microsandbox_cli.text import printable
 
 def print_json(value: Any) -> None:
     """Print a value as indented JSON with a final newline."""
+    import json  # here, because tables are printed without it
+
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
 

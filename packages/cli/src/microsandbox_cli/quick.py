@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 
-FLAG, TEXT, LIST, NUMBER, VMM = range(5)
-"""What an option takes: nothing, a text, a text each time it is given, a number, the name of a VMM."""
+FLAG, TEXT, LIST, NUMBER, VMM, FORMAT = range(6)
+"""What an option takes: nothing, a text, a text each time it is given, a number, the name of a VMM, how a
+listing is printed."""
 
 Options = Mapping[str, tuple[str, int]]
 
@@ -30,6 +31,9 @@ _SANDBOX: Options = {
     "--vmm": ("vmm", VMM),
     "--require-kvm": ("require_kvm", FLAG),
     "--cold": ("cold", FLAG),
+    "--label": ("label", LIST),
+    "--replace": ("replace", FLAG),
+    "--replace-with-grace": ("replace_with_grace", TEXT),
     "--quiet": ("quiet", FLAG), "-q": ("quiet", FLAG),
 }  # fmt: skip
 _JOINED: Options = {
@@ -46,13 +50,31 @@ COMMANDS: Mapping[str, Options] = {
 }
 """The options understood here, by command: the parameter and what it takes."""
 
+_LISTED: Options = {
+    "--label": ("label", LIST),
+    "--quiet": ("quiet", FLAG), "-q": ("quiet", FLAG),
+    "--format": ("format", FORMAT),
+}  # fmt: skip
+
+_CHOICES: Mapping[int, tuple[str, ...]] = {VMM: ("auto", "qemu"), FORMAT: ("table", "json")}
+
+LISTINGS: Mapping[str, Options] = {
+    "ls": {"--running": ("running", FLAG), **_LISTED},
+    "ps": {"--all": ("all", FLAG), "-a": ("all", FLAG), **_LISTED},
+}
+"""The same for listings, which take no words."""
+
 Value = bool | int | str | list[str]
 
 
 def understand(arguments: Sequence[str]) -> Callable[[], None] | None:
     """What a command line asks for, to be called; None if the parser has to look at it."""
-    options = COMMANDS.get(arguments[0]) if arguments else None
-    if options is None or "_MSB_COMPLETE" in os.environ:
+    if not arguments or "_MSB_COMPLETE" in os.environ:
+        return None
+    if arguments[0] in LISTINGS:
+        return _listing(arguments[0], _read(arguments[1:], LISTINGS[arguments[0]]))
+    options = COMMANDS.get(arguments[0])
+    if options is None:
         return None
     read = _read(arguments[1:], options)
     if read is None or not read[0] or not read[0][0]:
@@ -91,11 +113,20 @@ def _read(arguments: Sequence[str], options: Options) -> tuple[list[str], dict[s
                 if not (given.isascii() and given.isdigit()):
                     return None
                 values[parameter] = int(given)
-            elif kind == VMM and given not in ("auto", "qemu"):
+            elif given not in _CHOICES.get(kind, (given,)):
                 return None
             else:
                 values[parameter] = given
     return words, values
+
+
+def _listing(name: str, read: tuple[list[str], dict[str, Value]] | None) -> Callable[[], None] | None:
+    if read is None or read[0]:
+        return None
+    from microsandbox_cli import sandboxes
+
+    ways: dict[str, Callable[..., None]] = {"ls": sandboxes.list_all, "ps": sandboxes.list_active}
+    return lambda: ways[name](**read[1])
 
 
 def _meant(

@@ -41,13 +41,21 @@ def run_new(
     no_stdin: bool = False,
     tty: bool = False,
     no_tty: bool = False,
+    label: Sequence[str] = (),
+    replace: bool = False,
+    replace_with_grace: str | None = None,
     quiet: bool = False,
 ) -> None:
     """Run a command in a new sandbox and exit with its code."""
     seconds = None if timeout is None else _config.parse_duration(timeout, "--timeout")
     config = _configured(name, env, workdir, user, memory, cpus, hostname, entrypoint, vmm, require_kvm, cold)
+    if command:
+        config = config._replace(cmd=tuple(command))  # so that others can see what runs in it
     terminal = _wants_terminal(tty, no_tty, no_stdin)
-    pending = _begin(image, config, name, quiet=quiet, attached=True)
+    pending = _begin(
+        image, config, name, quiet=quiet, attached=True, labels=_config.parse_labels(label),
+        grace=_config.replacement_grace(name, replace, replace_with_grace),
+    )  # fmt: skip
     # The VM is on its way; what is imported from here on costs nothing.
     from microsandbox_cli.attached import run_in_loop
 
@@ -79,11 +87,17 @@ def create_detached(
     vmm: str = "auto",
     require_kvm: bool = False,
     cold: bool = False,
+    label: Sequence[str] = (),
+    replace: bool = False,
+    replace_with_grace: str | None = None,
     quiet: bool = False,
 ) -> None:
     """Create a named sandbox, leave it running, print its name."""
     config = _configured(name, env, workdir, user, memory, cpus, hostname, entrypoint, vmm, require_kvm, cold)
-    pending = _begin(image, config, name, quiet=quiet, attached=False)
+    pending = _begin(
+        image, config, name, quiet=quiet, attached=False, labels=_config.parse_labels(label),
+        grace=_config.replacement_grace(name, replace, replace_with_grace),
+    )  # fmt: skip
     from microsandbox_cli.attached import run_in_loop
 
     async def main() -> int:
@@ -181,19 +195,36 @@ def _configured(
 
 
 def _begin(
-    image: str, config: _config.SandboxConfig, name: str | None, *, quiet: bool, attached: bool
+    image: str,
+    config: _config.SandboxConfig,
+    name: str | None,
+    *,
+    quiet: bool,
+    attached: bool,
+    labels: tuple[tuple[str, str], ...],
+    grace: float | None,
 ) -> Pending:
     home = environment.home()
     from microsandbox_cli.progress import LoadProgress
 
     with LoadProgress(quiet=quiet) as progress:
         found = _create.resolve_image(home, image, progress=progress)
+    if grace is not None and name is not None:
+        from microsandbox import _replace
+
+        # While it may still be interrupted.
+        _replace.make_room(home, name, grace)
     # From here on a Ctrl-C waits until the event loop can take the sandbox down with it.
     report.hold_signals()
     _state.leave_open()
+    if grace is not None and name is not None:
+        return _replace.begin(
+            home, found, config, shown_image=image, name=name, grace=0.0, attached=attached, labels=labels
+        )
     return _create.begin(
-        home, found, config, shown_image=image, name=name, attached=attached, ephemeral=name is None
-    )
+        home, found, config, shown_image=image, name=name, attached=attached, ephemeral=name is None,
+        labels=labels,
+    )  # fmt: skip
 
 
 def _entrypoint(program: str) -> tuple[str, ...]:

@@ -99,11 +99,14 @@ class Relay:
         privileged_methods: Collection[str] = PRIVILEGED,
         client_queue_limit: int = CLIENT_QUEUE_LIMIT,
         on_ready: Callable[[HelloReceived], None] | None = None,
+        on_request: Callable[[str], None] | None = None,
     ) -> None:
+        """`on_request` is called with the method of each request of a client that the guest gets."""
         self._host = HostConnection(name)
         self._privileged_methods = frozenset(privileged_methods)
         self._client_queue_limit = client_queue_limit
         self._on_ready = on_ready
+        self._on_request = on_request
         self._clients: dict[int, _Client] = {}
         self._routes: dict[int, _Route] = {}
         self._groups = _INTERNAL_GROUP
@@ -369,6 +372,8 @@ class Relay:
             return
         client.streams[event.stream] = stream
         self._routes[stream] = _Route(client, event.stream, None)
+        if self._on_request is not None:
+            self._on_request(event.method)
 
     def _detach(self, client: _Client, theirs: int, stream: int) -> None:
         """The client leaves a program to itself: from now on what it writes goes nowhere."""

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         NotRunning,
         OutcomeUnknown,
         PoolClosed,
+        Replaced,
         SandboxError,
         SandboxNotFound,
         StartError,
@@ -35,13 +36,17 @@ if TYPE_CHECKING:
         StillRunning,
     )
     from microsandbox.execution import ExecEvent, ExecHandle, ExecOutput, Stdin, StdinSink, Terminal
+    from microsandbox.handle import SandboxHandle
+    from microsandbox.info import Cause, SandboxDetails, SandboxInfo, Status
     from microsandbox.pool import SandboxPool
-    from microsandbox.sandbox import Sandbox, SandboxInfo, Status
+    from microsandbox.sandbox import Sandbox
 
 _HOME = {
     "execution": ("ExecEvent", "ExecHandle", "ExecOutput", "Stdin", "StdinSink", "Terminal"),
     "pool": ("SandboxPool",),
-    "sandbox": ("Sandbox", "SandboxInfo", "Status"),
+    "handle": ("SandboxHandle",),
+    "info": ("Cause", "SandboxDetails", "SandboxInfo", "Status"),
+    "sandbox": ("Sandbox",),
     "errors": (
         "AlreadyExists",
         "BootFailed",
@@ -58,6 +63,7 @@ _HOME = {
         "NotRunning",
         "OutcomeUnknown",
         "PoolClosed",
+        "Replaced",
         "SandboxError",
         "SandboxNotFound",
         "StartError",
@@ -69,6 +75,7 @@ _HOME = {
 __all__ = [
     "AlreadyExists",
     "BootFailed",
+    "Cause",
     "ConfigError",
     "ExecError",
     "ExecEvent",
@@ -85,8 +92,11 @@ __all__ = [
     "NotRunning",
     "OutcomeUnknown",
     "PoolClosed",
+    "Replaced",
     "Sandbox",
+    "SandboxDetails",
     "SandboxError",
+    "SandboxHandle",
     "SandboxInfo",
     "SandboxNotFound",
     "SandboxPool",

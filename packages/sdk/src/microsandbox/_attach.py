@@ -9,18 +9,22 @@ import signal
 import socket
 import struct
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgpack
+from microsandbox_core.unix_socket import connect_unix
 
 from microsandbox._create import Pending
 from microsandbox._launch import MESSAGE_LIMIT
+from microsandbox._life import Cause
 from microsandbox.errors import (
     BootFailed,
     ConfigError,
     ImageError,
     NoHypervisor,
     NotRunning,
+    Replaced,
     StartError,
     StateError,
 )
@@ -71,6 +75,11 @@ async def wait_ready(pending: Pending) -> Ready:
             message["agent"],
             int(message["vmm_pid"]),
         )
+    if message.get("t") == "ended":
+        name = pending.record.name
+        if message.get("cause") == Cause.REPLACED:
+            raise Replaced(f"the sandbox {name!r} was replaced by another one while it was starting")
+        raise NotRunning(f"the sandbox {name!r} was stopped while it was starting")
     text, hint = str(message.get("message")), message.get("hint")
     if message.get("kind") == "BootFailed":
         raise BootFailed(
@@ -111,21 +120,25 @@ def wait_gone(pidfd: int, timeout: float | None = None) -> bool:
     return bool(poll.poll(None if timeout is None else timeout * 1000))
 
 
-def supervisor_of(connection: socket.socket) -> int:
-    """A pidfd of the supervisor at the other end of an agent socket. Raises `NotRunning`.
+def supervisor_of(path: Path) -> int | None:
+    """A pidfd of the supervisor that listens on this agent socket; None if none does.
 
-    The kernel tells who listened there. That process can only have been replaced by another one of
-    the same number if the connection is dead, which is looked at after the pidfd is open.
+    The kernel tells who listens there. That process can only have been replaced by another one of the same
+    number if the connection is dead, which is looked at after the pidfd is open.
     """
-    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-    pid = struct.unpack("iII", credentials)[0]
     try:
-        pidfd = os.pidfd_open(pid)
-    except ProcessLookupError as error:
-        raise NotRunning("the sandbox stopped in the meantime") from error
-    if select.select([connection], [], [], 0)[0] and not connection.recv(1, socket.MSG_PEEK):
-        os.close(pidfd)
-        raise NotRunning("the sandbox stopped in the meantime")
+        connection = connect_unix(path)
+    except OSError:
+        return None
+    with connection:
+        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        try:
+            pidfd = os.pidfd_open(struct.unpack("iII", credentials)[0])
+        except ProcessLookupError:
+            return None
+        if select.select([connection], [], [], 0)[0] and not connection.recv(1, socket.MSG_PEEK):
+            os.close(pidfd)
+            return None
     return pidfd
 
 

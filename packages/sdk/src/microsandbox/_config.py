@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import msgpack
@@ -17,6 +17,7 @@ DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # Not compiled here: most starts need none of them.
 _NAME = r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}"
 _HOSTNAME = r"[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?"
+_LABEL = r"[a-zA-Z0-9]([a-zA-Z0-9_./-]{0,126}[a-zA-Z0-9])?"
 _SIZE = r"(?i)(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?"
 _DURATION = r"(\d+(?:\.\d+)?)(ms|s|m|h)?"
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -41,7 +42,6 @@ class SandboxConfig(NamedTuple):
     vmm: str = "auto"
     require_kvm: bool = False
     cold: bool = False
-    labels: tuple[tuple[str, str], ...] = ()
 
     def pack(self) -> bytes:
         """As MessagePack. Strings that are not UTF-8 keep their bytes (surrogateescape)."""
@@ -135,6 +135,81 @@ def check_env(env: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
                 hint="a variable ends at its first NUL byte: encode the value, for example in base64",
             )
     return tuple(env.items())
+
+
+LABEL_LIMIT = 4096
+"""Bytes of a label's value."""
+
+
+def check_labels(labels: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """Labels as pairs, sorted by their keys. Raises `ConfigError`."""
+    for key, value in labels.items():
+        if not re.fullmatch(_LABEL, key):
+            raise ConfigError(
+                f"label: {_shown(key)} cannot be the key of a label",
+                hint="use 1 to 128 letters, digits, '_', '.', '/' and '-', signs not at the ends",
+            )
+        try:
+            size = len(value.encode())
+        except UnicodeEncodeError:
+            raise ConfigError(f"label: the value of {key} is not UTF-8", hint="give it as text") from None
+        if size > LABEL_LIMIT or "\0" in value:
+            raise ConfigError(
+                f"label: the value of {key} has {size} bytes" if size > LABEL_LIMIT
+                else f"label: the value of {key} contains a NUL byte",
+                hint=f"use at most {LABEL_LIMIT} bytes of text",
+            )  # fmt: skip
+    return tuple(sorted(labels.items()))
+
+
+def parse_labels(given: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    """Labels from texts such as ``team=build``; the last of one key counts. Raises `ConfigError`."""
+    labels = {}
+    for item in given:
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise ConfigError(f"label: {_shown(item)} has no value", hint="for example: --label team=build")
+        labels[key] = value
+    return check_labels(labels)
+
+
+def replacement_grace(name: str | None, replace: bool, within: float | str | None) -> float | None:
+    """Seconds that a sandbox of this name has to stop before it is replaced; None if it is not to be.
+
+    Raises `ConfigError`.
+    """
+    if not replace and within is None:
+        return None
+    if name is None:
+        raise ConfigError(
+            "replace: the new sandbox has no name, so there is none that it could replace",
+            hint="for example: --replace --name dev",
+        )
+    return 0.0 if within is None else parse_duration(within, "replace")
+
+
+def selects(wanted: Iterable[str], labels: Iterable[tuple[str, str]]) -> bool:
+    """Whether `labels` have every one of `wanted`, each a ``KEY`` or a ``KEY=VALUE``."""
+    found = dict(labels)
+    for item in wanted:
+        key, equals, value = item.partition("=")
+        if key not in found or (equals and found[key] != value):
+            return False
+    return True
+
+
+def stored_labels(packed: bytes) -> dict[str, str]:
+    """The labels in a configuration that was packed before the database had a place for them."""
+    try:
+        values = msgpack.unpackb(packed, unicode_errors="surrogateescape", use_list=False)
+        # They were not checked then.
+        return {_as_utf8(key): _as_utf8(value) for key, value in values.get("labels", ())}
+    except (ValueError, TypeError, AttributeError, msgpack.exceptions.UnpackException):
+        return {}
+
+
+def _as_utf8(text: str) -> str:
+    return str(text).encode(errors="replace").decode()
 
 
 def _shown(text: str) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from microsandbox_core import env
 
+from microsandbox import _life
 from microsandbox._config import SandboxConfig
 from microsandbox._directory import SandboxDirectory, sweep
 from microsandbox._launch import Launch, Supervisor, launch
@@ -23,6 +24,16 @@ if TYPE_CHECKING:
 
 
 _END_TIME = 5.0  # seconds for a supervisor that is not wanted any more
+
+HANDOVER_PAUSE = 0.01
+"""Seconds until who meets a lock that is changing hands looks again: nobody announces when that is done."""
+
+
+class Held(NamedTuple):
+    """A stopped sandbox whose lock is ours: nobody else starts or removes it."""
+
+    record: Record
+    lock: int
 
 
 class Pending(NamedTuple):
@@ -76,11 +87,47 @@ def begin(
     name: str | None = None,
     attached: bool = True,
     ephemeral: bool = False,
+    labels: tuple[tuple[str, str], ...] = (),
+    instead_of: Held | None = None,
 ) -> Pending:
-    """Record a new sandbox and start its supervisor.
+    """Record a new sandbox and start its supervisor. `instead_of`: the one that has the name until then; it
+    is removed when the new one is recorded, and its lock closed in any case.
 
     Raises `AlreadyExists`, `StateError`, `ImageError`, `StartError`; nothing is left behind then.
     """
+    if instead_of is None:
+        return _begin(home, image, config, shown_image, name, attached, ephemeral, labels, None)
+    replaced = instead_of.record.id
+    try:
+        return _begin(home, image, config, shown_image, name, attached, ephemeral, labels, replaced)
+    finally:
+        _remove_replaced(home, replaced)
+        os.close(instead_of.lock)
+
+
+def _remove_replaced(home: Path, identifier: str) -> None:
+    """Remove the directory of a sandbox if its record has gone; otherwise it is as it was."""
+    state = State(home)
+    try:
+        if state.find_id(identifier) is None:
+            SandboxDirectory(home, identifier).remove()
+    except StateError:
+        pass  # it belongs to nothing: the next command removes it
+    finally:
+        state.close()
+
+
+def _begin(
+    home: Path,
+    image: Image,
+    config: SandboxConfig,
+    shown_image: str,
+    name: str | None,
+    attached: bool,
+    ephemeral: bool,
+    labels: tuple[tuple[str, str], ...],
+    instead_of: str | None,
+) -> Pending:
     begun = time.monotonic()
     identifier = os.urandom(8).hex()
     directory = SandboxDirectory(home, identifier)
@@ -88,7 +135,7 @@ def begin(
     state = State(home)
     record = Record(
         identifier, name or f"msb-{identifier[:8]}", ephemeral, time.time_ns(), shown_image, image.digest,
-        config.pack(),
+        config.pack(), labels,
     )  # fmt: skip
     # What ends with this process, and is removed then, can be recorded once it is on its way: whoever is
     # killed before that, a directory without a record goes when its lock is free. A name is taken first.
@@ -96,7 +143,7 @@ def begin(
     try:
         if not unnamed:
             try:
-                state.add(record)
+                state.add(record, instead_of=instead_of)
             except BaseException:
                 try:
                     directory.remove()
@@ -141,19 +188,56 @@ def begin_again(home: Path, name: str, *, attached: bool = False, cold: bool = F
     Raises `SandboxNotFound`, `StillRunning`, and what `begin` raises.
     """
     begun = time.monotonic()
-    record = find(home, name)
-    config = SandboxConfig.unpack(record.config)
-    if cold:
-        config = config._replace(cold=True)
+    record, lock = hold(home, name)
     directory = SandboxDirectory(home, record.id)
-    image = image_of(home, record)
-    lock = directory.try_lock()
-    if lock is None:
-        raise StillRunning(
-            f"the sandbox {record.name!r} is running", hint=f"msb exec {record.name} -- COMMAND"
-        )
+    try:
+        config = SandboxConfig.unpack(record.config)
+        if cold:
+            config = config._replace(cold=True)
+        image = image_of(home, record)
+        # Of an earlier life, until the supervisor writes: whoever looks must not take it for this one's.
+        _life.write(directory, _life.begun())
+    except BaseException:
+        os.close(lock)
+        raise
     supervisor = _launch(home, record, config, image, directory, lock, attached)
     return Pending(home, record, config, image, directory, supervisor, attached, False, begun)
+
+
+def hold(home: Path, name: str, *, by_id: bool = False) -> Held:
+    """Take the lock of a sandbox that does not run. Raises `SandboxNotFound`, `StillRunning`.
+
+    Who lets go of the lock just now, or removes the sandbox, is waited for.
+    """
+    state = State(home)
+    deadline = time.monotonic() + _END_TIME
+    try:
+        while True:
+            record = state.find_id(name) if by_id else state.find(name)
+            if record is None:
+                raise _not_found(name)
+            directory = SandboxDirectory(home, record.id)
+            lock = directory.try_lock()
+            if lock is not None:
+                # Removal begins with the record. Whoever was killed there has left the rest.
+                if state.find_id(record.id) is not None:
+                    return Held(record, lock)
+                directory.remove()
+                os.close(lock)
+                continue
+            seen = _life.look(directory)
+            if seen.held and (seen.life is None or seen.life.goes_on or time.monotonic() > deadline):
+                raise StillRunning(
+                    f"the sandbox {record.name!r} is {seen.status}",
+                    hint=f"msb stop {record.name}, or msb exec {record.name} -- COMMAND",
+                )
+            if not seen.held and not directory.lock.exists():
+                # It lost its directory in another way than by us: what cannot start is no sandbox.
+                state.remove(record.id)
+                continue
+            time.sleep(HANDOVER_PAUSE)
+    finally:
+        state.close()
 
 
 def _launch(
@@ -200,8 +284,12 @@ def find(home: Path, name: str) -> Record:
     finally:
         state.close()
     if record is None:
-        raise SandboxNotFound(f"there is no sandbox named {name!r}", hint="msb ls shows those there are")
+        raise _not_found(name)
     return record
+
+
+def _not_found(name: str) -> SandboxNotFound:
+    return SandboxNotFound(f"there is no sandbox named {name!r}", hint="msb ls shows those there are")
 
 
 def image_of(home: Path, record: Record) -> Image:
@@ -214,52 +302,66 @@ def forget_quietly(home: Path, record: Record) -> None:
     """`forget` what may have been removed already, or may still be held; the next command repairs."""
     try:
         forget(home, record)
-    except (StillRunning, StateError):
+    except (SandboxNotFound, StillRunning, StateError):
         pass  # whoever holds it removes it, and reconcile() does if that fails
 
 
 def forget(home: Path, record: Record) -> None:
-    """Remove a stopped sandbox: its record and all that it has written. Raises `StillRunning`."""
+    """Remove a stopped sandbox: its record and all that it has written.
+
+    Raises `StillRunning`, and `SandboxNotFound` if somebody else was faster.
+    """
+    held = hold(home, record.id, by_id=True)
     directory = SandboxDirectory(home, record.id)
-    lock = directory.try_lock()
-    if lock is None and directory.is_running():
-        raise StillRunning(
-            f"the sandbox {record.name!r} is running", hint=f"msb stop {record.name}, or msb rm --force"
-        )
     state = State(home)
     try:
-        directory.remove()
+        life = _life.read(directory)
+        if life is None or life.goes_on:
+            # Who meets the lock meanwhile must not take what crashed for what runs.
+            _life.write(directory, (life or _life.begun())._replace(status=_life.Status.STOPPED))
+        # The record first: from then on there is no such sandbox, and what is left of it when we are killed
+        # is a directory that belongs to nothing.
         state.remove(record.id)
+        directory.remove()
     finally:
         state.close()
-        if lock is not None:
-            os.close(lock)
+        os.close(held.lock)
 
 
-def reconcile(home: Path) -> list[tuple[Record, bool]]:
-    """Put right what a crash has left, and return every sandbox with whether it runs.
+def reconcile(home: Path) -> list[tuple[Record, _life.Seen]]:
+    """Put right what a crash has left, and return every sandbox with what it is doing.
 
-    Records of ephemeral sandboxes that no longer run go, and directories that belong to nothing.
+    Records of ephemeral sandboxes that no longer run go, and directories that belong to nothing. Nothing is
+    written, and nobody made to wait, unless there is such a thing.
     """
     state = State(home)
     try:
-        return _repair(home, state)
+        records, held = _repair(home, state)
     finally:
         state.close()
+    seen = _life.look_at(home, (record.id for record in records), held)
+    return [(record, seen[record.id]) for record in records]
 
 
-def _repair(home: Path, state: State) -> list[tuple[Record, bool]]:
+def _repair(home: Path, state: State) -> tuple[list[Record], set[str]]:
+    """The records that are left, and the ids of those whose lock is held."""
+    # Locks before records: a creator lets go of the lock only when its record is there, so a directory that
+    # is not locked and then has no record never will have one.
+    directories = _life.directories(home)
+    records = state.all()
+    held = {identifier for identifier, locked in directories.items() if locked}
     found = []
-    for record in state.all():
-        directory = SandboxDirectory(home, record.id)
-        running = directory.is_running()
-        if record.ephemeral and not running:
-            directory.remove()
-            state.remove(record.id)
-            continue
-        found.append((record, running))
-    sweep(home, lambda identifier: state.find(identifier) is not None)
-    return found
+    for record in records:
+        if record.id not in held and (record.ephemeral or record.id not in directories):
+            # It may have come since the locks were looked at.
+            if not SandboxDirectory(home, record.id).is_running():
+                forget_quietly(home, record)
+                continue
+            held.add(record.id)
+        found.append(record)
+    if not {identifier for identifier in directories if identifier not in held} <= {r.id for r in records}:
+        sweep(home, lambda identifier: state.find_id(identifier) is not None)
+    return found, held
 
 
 def _repair_quietly(home: Path, state: State) -> None:

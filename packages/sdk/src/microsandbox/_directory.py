@@ -1,6 +1,6 @@
 """A sandbox's directory and the lock that says whether it runs.
 
-`$MSB_HOME/sandboxes/<id>/` holds `lock`, `agent.sock`, `upper.ext4`, `isolation`, `console.log`
+`$MSB_HOME/sandboxes/<id>/` holds `lock`, `agent.sock`, `upper.ext4`, `life` (see `_life`), `console.log`
 and `supervisor.log`. The supervisor holds an exclusive flock on `lock` for as long as it lives; the
 kernel lets go of it however the supervisor ends.
 """
@@ -47,18 +47,6 @@ class SandboxDirectory:
     def supervisor_log(self) -> Path:
         """What the supervisor had to say; empty in a normal life."""
         return self.path / "supervisor.log"
-
-    @property
-    def isolation_record(self) -> Path:
-        """The isolation that the sandbox got at its last start, as text."""
-        return self.path / "isolation"
-
-    def isolation(self) -> str | None:
-        """The isolation of the last start; None if it never came up."""
-        try:
-            return self.isolation_record.read_text() or None
-        except OSError:
-            return None
 
     def create(self) -> int:
         """Make the directory and return a descriptor that holds its lock. Raises `StateError`."""
@@ -112,17 +100,7 @@ class SandboxDirectory:
 
     def _is_locked(self) -> bool:
         """`is_running` for who holds the guard."""
-        try:
-            descriptor = os.open(self.lock, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            return False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(descriptor)
-        return False
+        return is_locked(str(self.lock))
 
     def remove(self) -> None:
         """Delete everything. The lock goes last: what is half deleted still counts as running."""
@@ -136,6 +114,21 @@ class SandboxDirectory:
             pass  # another process was repairing the same leftovers
         except OSError as error:
             raise _state_error("remove", self.path, error) from error
+
+
+def is_locked(path: str) -> bool:
+    """Whether somebody holds this lock; for who holds the guard."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def sweep(home: Path, is_known: Callable[[str], bool]) -> None:

@@ -84,7 +84,7 @@ def spawn() -> Process:
                 (os.POSIX_SPAWN_CLOSE, spare),
             ],
             setsid=True,
-            setsigdef=[1, 2, 3, 13, 15],
+            setsigdef=[1, 2, 3, 10, 13, 15],
             setsigmask=[],
         )
     except OSError:

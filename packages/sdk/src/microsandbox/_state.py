@@ -7,8 +7,8 @@ version is SQLite's `user_version`; a newer one is refused without writing.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,10 +17,10 @@ from microsandbox.errors import AlreadyExists, StateError
 if TYPE_CHECKING:
     import sqlite3
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _BUSY_TIMEOUT = 10.0  # seconds that a command waits for another one's transaction
 
-_SCHEMA = """
+_SANDBOXES = """
 CREATE TABLE sandboxes (
     id TEXT PRIMARY KEY,
     name TEXT NOT NULL UNIQUE,
@@ -30,6 +30,14 @@ CREATE TABLE sandboxes (
     image_digest TEXT NOT NULL,
     config BLOB NOT NULL
 ) STRICT
+"""
+_LABELS = """
+CREATE TABLE labels (
+    sandbox TEXT NOT NULL,
+    key TEXT NOT NULL,
+    value TEXT NOT NULL,
+    PRIMARY KEY (sandbox, key)
+) STRICT, WITHOUT ROWID
 """
 
 
@@ -43,6 +51,7 @@ class Record(NamedTuple):
     image: str
     image_digest: str
     config: bytes
+    labels: tuple[tuple[str, str], ...] = ()
 
 
 _left_open: list[sqlite3.Connection] | None = None
@@ -66,38 +75,56 @@ class State:
         self.path = home / "state.db"
         self._connection: sqlite3.Connection | None = None
 
-    def add(self, record: Record) -> None:
-        """Insert a sandbox. Raises `AlreadyExists` when the name is taken."""
+    def add(self, record: Record, *, instead_of: str | None = None) -> None:
+        """Insert a sandbox, in the same step in which the one with the id `instead_of` is forgotten.
+
+        Raises `AlreadyExists` when the name is taken.
+        """
         import sqlite3
 
         try:
             with self._transaction() as connection:
-                connection.execute("INSERT INTO sandboxes VALUES (?, ?, ?, ?, ?, ?, ?)", record)
+                if instead_of is not None:
+                    _delete(connection, instead_of)
+                connection.execute("INSERT INTO sandboxes VALUES (?, ?, ?, ?, ?, ?, ?)", record[:7])
+                _label(connection, record.id, dict(record.labels))
         except sqlite3.IntegrityError as error:
             raise AlreadyExists(
                 f"a sandbox named {record.name!r} exists",
-                hint=f"choose another name, or remove it: msb rm {record.name}",
+                hint=f"choose another name, remove it (msb rm {record.name}), or use --replace",
             ) from error
 
     def find(self, name: str) -> Record | None:
         """The sandbox of this name or id."""
-        with self._transaction() as connection:
-            row = connection.execute(
-                "SELECT * FROM sandboxes WHERE name = ? OR id = ? ORDER BY name = ? DESC",
-                (name, name, name),
-            ).fetchone()
-        return None if row is None else _record(row)
+        return self._find("name = ? OR id = ? ORDER BY name = ? DESC", (name, name, name))
+
+    def find_id(self, identifier: str) -> Record | None:
+        """The sandbox of this id."""
+        return self._find("id = ?", (identifier,))
+
+    def _find(self, condition: str, values: tuple[str, ...]) -> Record | None:
+        with self._reading() as connection:
+            row = connection.execute(f"SELECT * FROM sandboxes WHERE {condition}", values).fetchone()
+            if row is None:
+                return None
+            labels = connection.execute(
+                "SELECT key, value FROM labels WHERE sandbox = ? ORDER BY key", (row[0],)
+            ).fetchall()
+        return _record(row, labels)
 
     def all(self) -> list[Record]:
         """Every sandbox, oldest first."""
-        with self._transaction() as connection:
+        with self._reading() as connection:
             rows = connection.execute("SELECT * FROM sandboxes ORDER BY created_ns").fetchall()
-        return [_record(row) for row in rows]
+            labels: dict[str, list[tuple[str, str]]] = {}
+            for sandbox, key, value in connection.execute("SELECT * FROM labels ORDER BY key"):
+                labels.setdefault(sandbox, []).append((key, value))
+        return [_record(row, labels.get(row[0], ())) for row in rows]
 
-    def remove(self, identifier: str) -> None:
-        """Forget a sandbox; nothing happens if it is not there."""
+    def remove(self, identifier: str) -> bool:
+        """Forget a sandbox; whether it was there."""
         with self._transaction() as connection:
-            connection.execute("DELETE FROM sandboxes WHERE id = ?", (identifier,))
+            return _delete(connection, identifier)
 
     def close(self) -> None:
         """Close the database; it is opened again when needed."""
@@ -108,14 +135,18 @@ class State:
                 _left_open.append(self._connection)
             self._connection = None
 
+    def _reading(self) -> AbstractContextManager[sqlite3.Connection]:
+        """A transaction that waits for nobody and that nobody waits for: all it reads is of one moment."""
+        return self._transaction("BEGIN")
+
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def _transaction(self, begin: str = "BEGIN IMMEDIATE") -> Iterator[sqlite3.Connection]:
         # Only here: a start imports this module before it is ready for the database.
         import sqlite3
 
         try:
             connection = self._connection or self._open()
-            connection.execute("BEGIN IMMEDIATE")
+            connection.execute(begin)
             try:
                 yield connection
             except BaseException:
@@ -155,9 +186,7 @@ class State:
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.execute("BEGIN IMMEDIATE")
                 # Another process may have done it while this one waited.
-                if connection.execute("PRAGMA user_version").fetchone()[0] == 0:
-                    connection.execute(_SCHEMA)
-                    connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+                _migrate(connection, connection.execute("PRAGMA user_version").fetchone()[0])
                 connection.execute("COMMIT")
             # A crash of the machine may lose the last rows, never the database: rows describe
             # directories, and what disagrees is repaired by the next command.
@@ -183,5 +212,31 @@ class State:
         return StateError(f"the state database {self.path}: {message}", hint=hint)
 
 
-def _record(row: tuple[str, str, int, int, str, str, bytes]) -> Record:
-    return Record(row[0], row[1], bool(row[2]), row[3], row[4], row[5], row[6])
+def _migrate(connection: sqlite3.Connection, version: int) -> None:
+    """Bring the schema from `version` to `SCHEMA_VERSION`, in the transaction of the caller."""
+    if version < 1:
+        connection.execute(_SANDBOXES)
+    if version < 2:
+        connection.execute(_LABELS)
+        # Until then labels were a part of the configuration that nothing could be selected by.
+        from microsandbox._config import stored_labels
+
+        for identifier, config in connection.execute("SELECT id, config FROM sandboxes").fetchall():
+            _label(connection, identifier, stored_labels(config))
+    if version < SCHEMA_VERSION:
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def _label(connection: sqlite3.Connection, identifier: str, labels: Mapping[str, str]) -> None:
+    connection.executemany(
+        "INSERT INTO labels VALUES (?, ?, ?)", [(identifier, key, value) for key, value in labels.items()]
+    )
+
+
+def _delete(connection: sqlite3.Connection, identifier: str) -> bool:
+    connection.execute("DELETE FROM labels WHERE sandbox = ?", (identifier,))
+    return connection.execute("DELETE FROM sandboxes WHERE id = ?", (identifier,)).rowcount > 0
+
+
+def _record(row: tuple[str, str, int, int, str, str, bytes], labels: Iterable[tuple[str, str]]) -> Record:
+    return Record(row[0], row[1], bool(row[2]), row[3], row[4], row[5], row[6], tuple(labels))

@@ -15,7 +15,8 @@
     │   ├── SandboxNotFound
     │   ├── AlreadyExists
     │   ├── NotRunning
-    │   └── StillRunning
+    │   ├── StillRunning
+    │   └── Replaced             another sandbox of its name took its place
     ├── ExecError
     │   ├── ExecFailed           .kind
     │   ├── ExecTimeout          .output
@@ -129,6 +130,12 @@ class StillRunning(SandboxError):
     """The sandbox has to be stopped first."""
 
     code = "still_running"
+
+
+class Replaced(SandboxError):
+    """Another sandbox of its name took its place while it was starting."""
+
+    code = "replaced"
 
 
 class ExecError(MicrosandboxError):

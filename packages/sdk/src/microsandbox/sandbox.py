@@ -6,9 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -16,44 +14,18 @@ from typing import TYPE_CHECKING, Self
 from microsandbox_core import env as environment
 from microsandbox_core.agent import AgentClient
 from microsandbox_core.channel import ChannelError
-from microsandbox_core.unix_socket import connect_unix
 
-from microsandbox import _attach, _config, _create
+from microsandbox import _attach, _config, _create, _ending, _life, _replace, info
 from microsandbox._create import Pending
 from microsandbox._directory import SandboxDirectory
 from microsandbox._state import Record
-from microsandbox.errors import ConfigError, MicrosandboxError, NotRunning, StillRunning
+from microsandbox.errors import ConfigError, MicrosandboxError, NotRunning, SandboxNotFound
 from microsandbox.execution import ExecHandle, ExecOutput, Stdin, Terminal, start_command
+from microsandbox.handle import DEFAULT_GRACE
+from microsandbox.info import SandboxInfo, Status
 
 if TYPE_CHECKING:
     from microsandbox_oci import ImageConfig
-
-DEFAULT_GRACE = 10.0
-"""Seconds that the processes of a sandbox get to end by themselves when it is stopped."""
-
-
-class Status(StrEnum):
-    """What a sandbox is doing."""
-
-    RUNNING = "running"
-    STOPPED = "stopped"
-
-
-@dataclass(frozen=True, slots=True)
-class SandboxInfo:
-    """Facts about a sandbox, without a connection to it."""
-
-    id: str
-    name: str
-    status: Status
-    image: str
-    image_digest: str
-    ephemeral: bool
-    created_at: datetime
-    cpus: int
-    memory_mib: int
-    isolation: str | None
-    """What it got at its last start, ``kvm`` or ``emulated``; None if it never came up."""
 
 
 class Sandbox:
@@ -74,6 +46,9 @@ class Sandbox:
     ) -> None:
         self._home = home
         self._record = record
+        self._directory = SandboxDirectory(home, record.id)
+        # The life that this object is about: the sandbox may have another one after it.
+        self._life = _life.read(self._directory)
         self._client = client
         self._config = _config.SandboxConfig.unpack(record.config)
         self._image_config = image_config
@@ -104,6 +79,8 @@ class Sandbox:
         vmm: str = "auto",
         require_kvm: bool = False,
         cold: bool = False,
+        replace: bool = False,
+        replace_with_timeout: float | str | None = None,
     ) -> Self:
         """Create a sandbox and wait until it runs.
 
@@ -111,9 +88,10 @@ class Sandbox:
         layout with its prefix. `memory` is in MiB, or text such as ``1G``. A sandbox without a name
         is ephemeral unless `ephemeral` says otherwise: it is removed when it stops. A sandbox that
         is not `detached` ends with this process. `cold`: boot the kernel rather than start from a
-        template.
+        template. `replace`: a sandbox that has the name is ended and removed; `replace_with_timeout`: the
+        same, with this many seconds for its processes to end by themselves.
 
-        Raises `ConfigError`, `ImageError`, `AlreadyExists`, `StartError`, `StateError`.
+        Raises `ConfigError`, `ImageError`, `AlreadyExists`, `Replaced`, `StartError`, `StateError`.
         """
         config = _config.SandboxConfig(
             cpus=_config.parse_cpus(cpus),
@@ -127,14 +105,21 @@ class Sandbox:
             vmm=vmm,
             require_kvm=require_kvm,
             cold=cold,
-            labels=tuple((labels or {}).items()),
         )
+        checked = _config.check_labels(labels or {})
         if name is not None:
             _config.check_name(name)
+        grace = _config.replacement_grace(name, replace, replace_with_timeout)
+        removed_at_end = (name is None and not detached) if ephemeral is None else ephemeral
         home = environment.home()
 
         def begin() -> Pending:
             found = _create.resolve_image(home, image)
+            if grace is not None and name is not None:
+                return _replace.begin(
+                    home, found, config, shown_image=image, name=name, grace=grace,
+                    attached=not detached, ephemeral=removed_at_end, labels=checked,
+                )  # fmt: skip
             return _create.begin(
                 home,
                 found,
@@ -142,7 +127,8 @@ class Sandbox:
                 shown_image=image,
                 name=name,
                 attached=not detached,
-                ephemeral=(name is None and not detached) if ephemeral is None else ephemeral,
+                ephemeral=removed_at_end,
+                labels=checked,
             )
 
         return await cls.adopt(await _begun(begin))
@@ -182,23 +168,16 @@ class Sandbox:
         return cls(home, record, client, image.config, None, None)
 
     @staticmethod
-    async def list() -> list[SandboxInfo]:
-        """Every sandbox, oldest first."""
-        return await asyncio.to_thread(list_sandboxes, environment.home())
+    async def list(labels: Sequence[str] = ()) -> list[SandboxInfo]:
+        """Every sandbox, oldest first. `labels`: those with all of these, each ``KEY`` or ``KEY=VALUE``."""
+        return await asyncio.to_thread(info.list_sandboxes, environment.home(), labels)
 
     @staticmethod
     async def remove(name: str, *, force: bool = False) -> None:
         """Remove a sandbox and what it has written. Raises `SandboxNotFound`, `StillRunning`."""
         home = environment.home()
         record = await asyncio.to_thread(_create.find, home, name)
-        try:
-            await asyncio.to_thread(_create.forget, home, record)
-        except StillRunning:
-            if not force:
-                raise
-            await (await Sandbox.get(name)).kill()
-            if not record.ephemeral:
-                await asyncio.to_thread(_create.forget, home, record)
+        await _ending.remove(home, record, force=force)
 
     # ----------------------------------------------------------------------------------------- facts
 
@@ -225,18 +204,23 @@ class Sandbox:
     @property
     def isolation(self) -> str | None:
         """``kvm`` or ``emulated``: what this sandbox really got."""
-        return SandboxDirectory(self._home, self._record.id).isolation()
+        life = _life.read(self._directory)
+        return None if life is None else life.isolation
 
     @property
     def created_at(self) -> datetime:
         """When it was created."""
-        return _time(self._record)
+        return datetime.fromtimestamp(self._record.created_ns / 1e9, tz=UTC)
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """The labels that it was created with."""
+        return dict(self._record.labels)
 
     @property
     def status(self) -> Status:
-        """Whether it runs, asked of the kernel now."""
-        running = SandboxDirectory(self._home, self._record.id).is_running()
-        return Status.RUNNING if running else Status.STOPPED
+        """What it is doing now."""
+        return _life.look(self._directory).status
 
     # -------------------------------------------------------------------------------------- commands
 
@@ -341,39 +325,31 @@ class Sandbox:
         What does not go along with that is killed five seconds later. Does nothing if it has stopped.
         """
         pidfd = self._supervisor()
-        if pidfd is None:
-            return
-        try:
+        if pidfd is not None:
             try:
-                async with asyncio.timeout(timeout + 5):
-                    await self._client.shutdown(timeout)
-                    async with asyncio.timeout(5):
-                        await _attach.gone(pidfd)
-            except (ChannelError, TimeoutError):
-                pass  # it is killed below, or has gone
-            _attach.terminate(pidfd)
-            await _attach.gone(pidfd)
-        finally:
-            os.close(pidfd)
+                await _ending.stop_supervisor(self._directory, pidfd, timeout, client=self._client)
+            finally:
+                os.close(pidfd)
         await self._ended()
 
     async def kill(self) -> None:
         """End it at once, as if its power were cut. Does nothing if it has stopped."""
         pidfd = self._supervisor()
-        if pidfd is None:
-            return
-        try:
-            _attach.terminate(pidfd)
-            await _attach.gone(pidfd)
-        finally:
-            os.close(pidfd)
+        if pidfd is not None:
+            try:
+                await _ending.end(pidfd)
+            finally:
+                os.close(pidfd)
         await self._ended()
 
     async def destroy(self) -> None:
         """End it at once and remove it, with everything it has written."""
         await self.kill()
         if not self.ephemeral:
-            await asyncio.to_thread(_create.forget, self._home, self._record)
+            try:
+                await _ending.remove(self._home, self._record, force=True)
+            except SandboxNotFound:
+                pass  # that is what was wanted
 
     async def detach(self) -> None:
         """Close the connection; a sandbox that was created detached goes on."""
@@ -410,15 +386,7 @@ class Sandbox:
             return None
         if self._pending is not None:
             return os.dup(self._pending.supervisor.pidfd)
-        try:
-            connection = connect_unix(SandboxDirectory(self._home, self._record.id).socket)
-        except OSError:
-            return None
-        with connection:
-            try:
-                return _attach.supervisor_of(connection)
-            except NotRunning:
-                return None
+        return None if self._life is None else _life.open_supervisor(self._life)
 
     async def _ended(self) -> None:
         """The supervisor has gone: let go of everything, and clean up what it could not."""
@@ -431,37 +399,11 @@ class Sandbox:
             self._pending.supervisor.reap()
         # The directory goes before the record. A record that the supervisor could not remove without it
         # is found by the next command, as after a crash.
-        if self.ephemeral and SandboxDirectory(self._home, self._record.id).path.exists():
+        if self.ephemeral and self._directory.path.exists():
             await asyncio.to_thread(_create.forget_quietly, self._home, self._record)
 
     def _lost(self, error: ChannelError) -> NotRunning:
         return NotRunning(f"the sandbox {self.name!r} is not running any more: {error}")
-
-
-def list_sandboxes(home: Path) -> list[SandboxInfo]:
-    """Every sandbox, oldest first; repairs what a crash has left."""
-    found = []
-    for record, running in _create.reconcile(home):
-        config = _config.SandboxConfig.unpack(record.config)
-        found.append(
-            SandboxInfo(
-                id=record.id,
-                name=record.name,
-                status=Status.RUNNING if running else Status.STOPPED,
-                image=record.image,
-                image_digest=record.image_digest,
-                ephemeral=record.ephemeral,
-                created_at=_time(record),
-                cpus=config.cpus,
-                memory_mib=config.memory_mib,
-                isolation=SandboxDirectory(home, record.id).isolation(),
-            )
-        )
-    return found
-
-
-def _time(record: Record) -> datetime:
-    return datetime.fromtimestamp(record.created_ns / 1e9, tz=UTC)
 
 
 async def _connect(directory: SandboxDirectory, name: str) -> AgentClient:

@@ -13,7 +13,7 @@ import socket
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import msgpack
 from microsandbox_core import env
@@ -24,8 +24,10 @@ from microsandbox_core.templates import Templates
 from microsandbox_core.upper import create_upper
 from microsandbox_core.vmm import Vm, Vmm, VmSpec, choose, device, start, start_mounted
 
+from microsandbox import _life
 from microsandbox._directory import SandboxDirectory
 from microsandbox._launch import MESSAGE_LIMIT, Launch
+from microsandbox._life import Cause, Status
 from microsandbox._machine import IMAGE_DISK, UPPER_DISK, machine, root
 from microsandbox.errors import MicrosandboxError
 from microsandbox.supervisor._console import Console
@@ -45,6 +47,8 @@ HEARTBEAT_DEADLINE = 30.0
 
 _IDLE = 0.005  # seconds after which a request is on its way
 
+_REASON_LIMIT = 1000  # characters of it that are kept
+
 _SWITCH_OFF_TIME = 2.0  # seconds between a guest's last word and its VMM's end
 
 
@@ -56,6 +60,14 @@ def read_launch(packed: bytes) -> Launch:
 
 class _TemplateLost(Exception):
     """The VM started from a template does not answer."""
+
+
+class _ToldToEnd(BaseException):
+    """A signal before there is a loop that hears of it; its number."""
+
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+"""All end the sandbox at once; SIGUSR1 says that it makes room for another one."""
 
 
 class Supervision:
@@ -74,7 +86,13 @@ class Supervision:
         self._timings: dict[str, float] = {}
         self._began = time.monotonic()
         self._ready = False
-        self._reason = "stopped"
+        self._asked = False
+        # What is noted when nothing else was seen.
+        self._status = Status.CRASHED
+        self._cause = Cause.SUPERVISOR_DIED
+        self._reason = "the supervisor failed"
+        self._vmm_exit: int | None = None
+        self._life = _life.begun()._replace(pid=os.getpid(), ticks=_life.started_at(os.getpid()))
         self._answered: Vm | None = None
         self._vm: Vm | None = None
         self._cold = ""
@@ -86,12 +104,17 @@ class Supervision:
     def run(self) -> int:
         """Start the VM, serve it, end it."""
         try:
+            _hear_at_once()
+            self._note(Status.STARTING)
             self._vm = self._start_vm(cold=self._launch.cold)
             try:
                 self._serve(self._vm)
             except _TemplateLost as lost:
+                _hear_at_once()
                 self._vm = self._start_without(self._vm, lost)
                 self._serve(self._vm)
+        except _ToldToEnd as told:
+            self._end_as_told(int(told.args[0]))
         except (CoreError, MicrosandboxError) as error:
             self._fail(error)
         except OSError as error:
@@ -145,7 +168,7 @@ class Supervision:
             vm = start(self._home, driver, spec, kernel, boot_disk, cold=cold, note=self._note_cold)
         self._mark("spawn")
         # What the sandbox really gets, for everyone who asks later: the choice may differ at the next start.
-        self._directory.isolation_record.write_text(vm.isolation)
+        self._life = self._life._replace(isolation=str(vm.isolation), vmm_pid=vm.pid)
         return vm
 
     def _start_mounted(self, driver: Vmm, spec: VmSpec, kernel: Kernel, boot_disk: BootDisk) -> Vm | None:
@@ -168,6 +191,7 @@ class Supervision:
             # Whoever can reach the socket is the user who owns the sandbox, and may stop it.
             privileged_methods=frozenset({"configure", "mount"}),
             on_ready=lambda hello: self._configure(),
+            on_request=self._on_request,
         )
         self._server = RelayServer(relay, vm.agent, listener)
         self._relay = relay
@@ -178,7 +202,7 @@ class Supervision:
         wakeup.setblocking(False)
         self._signalled.setblocking(False)
         signal.set_wakeup_fd(wakeup.fileno(), warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in _SIGNALS:
             signal.signal(number, lambda *_: None)
         self._server.watch(self._signalled.fileno(), self._on_signal)
         seconds = BOOT_DEADLINE if vm.template is None else TEMPLATE_DEADLINE
@@ -196,12 +220,16 @@ class Supervision:
 
     def _await_end(self, vm: Vm, lost: Exception) -> None:
         """The guest let go of its port: normally because it is switching off, which takes a moment."""
-        select.select([vm.pidfd], [], [], _SWITCH_OFF_TIME)
+        by_itself = bool(select.select([vm.pidfd], [], [], _SWITCH_OFF_TIME)[0])
         vm.kill()
-        code = vm.reap()
+        code = self._vmm_exit = vm.reap()
         self._drain_console()
-        if code != 0:
-            self._reason = f"the VMM ended {_told(code)} ({lost})"
+        if code != 0 and (by_itself or not self._asked):
+            self._end(Cause.VMM_DIED, f"the VMM ended {_told(code)} ({lost})")
+        elif self._asked:
+            self._end(Cause.REQUESTED, "it was asked to stop")
+        else:
+            self._end(Cause.GUEST, "the guest switched itself off")
 
     # --------------------------------------------------------------------------------------- the start
 
@@ -248,6 +276,7 @@ class Supervision:
         self._ready = True
         timings = event.body.get("timings")
         assert self._vm is not None
+        self._note(Status.RUNNING)
         self._say(
             {
                 "t": "ready",
@@ -282,7 +311,7 @@ class Supervision:
             deadline.cancel()  # the connection is over, which ends the loop
 
     def _lose(self) -> None:
-        self._reason = f"the guest did not answer for {HEARTBEAT_DEADLINE:.0f} s"
+        self._end(Cause.SILENT, f"the guest did not answer for {HEARTBEAT_DEADLINE:.0f} s")
         self._server.stop()
 
     def _no_answer(self, vm: Vm, message: str) -> None:
@@ -307,6 +336,11 @@ class Supervision:
 
     # ----------------------------------------------------------------------------------------- events
 
+    def _on_request(self, method: str) -> None:
+        if method == "shutdown" and not self._asked:
+            self._asked = True
+            self._note(Status.STOPPING)
+
     def _on_lifeline(self) -> None:
         try:
             message = self._lifeline.recv(MESSAGE_LIMIT)
@@ -319,6 +353,7 @@ class Supervision:
         self._server.unwatch(self._lifeline.fileno())
         if self._launch.attached or not self._ready:
             # The creator is gone, or has what it wanted: nobody is left who could want this sandbox.
+            self._end(Cause.CREATOR_GONE, "the program that it belonged to has ended")
             self._server.stop()
 
     def _on_console(self) -> None:
@@ -340,7 +375,8 @@ class Supervision:
         # What the guest had still said is in the port's socket; the relay ends when that is read.
 
     def _on_signal(self) -> None:
-        self._signalled.recv(4096)
+        numbers = self._signalled.recv(4096)
+        self._end_as_told(signal.SIGUSR1 if signal.SIGUSR1 in numbers else numbers[0])
         self._server.stop()
 
     def _drain_console(self) -> None:
@@ -357,10 +393,36 @@ class Supervision:
 
     # -------------------------------------------------------------------------------------- the end
 
+    def _end_as_told(self, number: int) -> None:
+        if number == signal.SIGUSR1:
+            self._end(Cause.REPLACED, "it made room for a new sandbox of its name")
+        elif self._asked:
+            self._end(Cause.KILLED, "it had not stopped in the time it was given")
+        else:
+            self._end(Cause.KILLED, "it was ended at once")
+
+    def _end(self, cause: Cause, reason: str) -> None:
+        """Remember why it ends; what was seen first counts."""
+        if self._cause is not Cause.SUPERVISOR_DIED:
+            return
+        crashes = (Cause.START_FAILED, Cause.VMM_DIED, Cause.SILENT, Cause.SUPERVISOR_DIED)
+        self._status = Status.CRASHED if cause in crashes else Status.STOPPED
+        self._cause, self._reason = cause, reason
+
+    def _note(self, status: Status) -> None:
+        """Write down how far this life has come."""
+        self._life = self._life._replace(status=str(status), since_ns=time.time_ns())
+        _life.write(self._directory, self._life)
+
     def _fail(self, error: CoreError | MicrosandboxError) -> None:
+        # The creator that hears of it sends one.
+        _hear_nothing()
         if self._vm is not None:
             self._drain_console()
-        self._reason = str(error)
+        if self._ready:
+            self._reason = str(error)
+        else:
+            self._end(Cause.START_FAILED, str(error))
         self._say(
             {
                 "t": "failed",
@@ -374,6 +436,7 @@ class Supervision:
         )
 
     def _finish(self) -> None:
+        _hear_nothing()
         if self._vm is not None:
             self._vm.kill()
         if self._launch.ephemeral:
@@ -384,7 +447,12 @@ class Supervision:
         self._directory.socket.unlink(missing_ok=True)
         if self._launch.ephemeral:
             self._forget_directory()
-        self._say({"t": "ended", "reason": self._reason})
+        else:
+            self._life = self._life._replace(
+                cause=str(self._cause), reason=self._reason[:_REASON_LIMIT], vmm_exit=self._vmm_exit
+            )
+            self._note(self._status)
+        self._say({"t": "ended", "cause": str(self._cause), "reason": self._reason})
         # The lock and the pin on the image go with the process.
 
     def _forget_record(self) -> None:
@@ -413,6 +481,24 @@ class Supervision:
     def _mark(self, step: str) -> None:
         """Note how many milliseconds have passed since the supervisor began."""
         self._timings[step] = round((time.monotonic() - self._began) * 1000, 2)
+
+
+def _hear_at_once() -> None:
+    """Until there is a loop: a signal ends what is being done, and the sandbox."""
+    signal.set_wakeup_fd(-1)
+
+    def told(number: int, _frame: object) -> NoReturn:
+        _hear_nothing()
+        raise _ToldToEnd(number)
+
+    for number in _SIGNALS:
+        signal.signal(number, told)
+
+
+def _hear_nothing() -> None:
+    """From now on it ends anyway, and nothing may disturb that."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _import_for_the_end() -> None:
