@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         ExecError,
         ExecFailed,
         ExecTimeout,
+        FilesystemError,
         ImageError,
         ImageInUse,
         ImageInvalid,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
         NoHypervisor,
         NotRunning,
         OutcomeUnknown,
+        PathNotFound,
         PoolClosed,
         SandboxError,
         SandboxNotFound,
@@ -35,11 +37,13 @@ if TYPE_CHECKING:
         StillRunning,
     )
     from microsandbox.execution import ExecEvent, ExecHandle, ExecOutput, Stdin, StdinSink
+    from microsandbox.files import CopyResult, FileInfo, FileKind, FileSink, SandboxFiles
     from microsandbox.pool import SandboxPool
     from microsandbox.sandbox import Sandbox, SandboxInfo, Status
 
 _HOME = {
     "execution": ("ExecEvent", "ExecHandle", "ExecOutput", "Stdin", "StdinSink"),
+    "files": ("CopyResult", "FileInfo", "FileKind", "FileSink", "SandboxFiles"),
     "pool": ("SandboxPool",),
     "sandbox": ("Sandbox", "SandboxInfo", "Status"),
     "errors": (
@@ -49,6 +53,7 @@ _HOME = {
         "ExecError",
         "ExecFailed",
         "ExecTimeout",
+        "FilesystemError",
         "ImageError",
         "ImageInUse",
         "ImageInvalid",
@@ -57,6 +62,7 @@ _HOME = {
         "NoHypervisor",
         "NotRunning",
         "OutcomeUnknown",
+        "PathNotFound",
         "PoolClosed",
         "SandboxError",
         "SandboxNotFound",
@@ -70,12 +76,17 @@ __all__ = [
     "AlreadyExists",
     "BootFailed",
     "ConfigError",
+    "CopyResult",
     "ExecError",
     "ExecEvent",
     "ExecFailed",
     "ExecHandle",
     "ExecOutput",
     "ExecTimeout",
+    "FileInfo",
+    "FileKind",
+    "FileSink",
+    "FilesystemError",
     "ImageError",
     "ImageInUse",
     "ImageInvalid",
@@ -84,9 +95,11 @@ __all__ = [
     "NoHypervisor",
     "NotRunning",
     "OutcomeUnknown",
+    "PathNotFound",
     "PoolClosed",
     "Sandbox",
     "SandboxError",
+    "SandboxFiles",
     "SandboxInfo",
     "SandboxNotFound",
     "SandboxPool",

@@ -28,6 +28,8 @@ from microsandbox.execution import ExecHandle, ExecOutput, Stdin, start_command
 if TYPE_CHECKING:
     from microsandbox_oci import ImageConfig
 
+    from microsandbox.files import SandboxFiles
+
 DEFAULT_GRACE = 10.0
 """Seconds that the processes of a sandbox get to end by themselves when it is stopped."""
 
@@ -237,6 +239,13 @@ class Sandbox:
         """Whether it runs, asked of the kernel now."""
         running = SandboxDirectory(self._home, self._record.id).is_running()
         return Status.RUNNING if running else Status.STOPPED
+
+    @property
+    def fs(self) -> SandboxFiles:
+        """The files in it."""
+        from microsandbox.files import SandboxFiles  # most sandboxes are started without a need for it
+
+        return SandboxFiles(self._client, self.name)
 
     # -------------------------------------------------------------------------------------- commands
 
