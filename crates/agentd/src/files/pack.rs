@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::record::{Entry, Record, Writer, BYTES_MAX};
+use super::record::{Entry, Record, Writer, BYTES_MAX, HEADER};
 use super::{at, errno, not_regular, sys, Done, DEPTH_MAX};
 use crate::sys::fd;
 
@@ -35,7 +35,7 @@ pub fn pack<W: Write>(path: &Path, out: Writer<W>) -> Done {
     let mut pack = Pack {
         out,
         path: path.to_owned(),
-        buffer: vec![0; BYTES_MAX],
+        buffer: vec![0; HEADER + BYTES_MAX],
     };
     pack.entry(libc::AT_FDCWD, &name, None, 0)?;
     pack.write(&Record::End)
@@ -124,7 +124,9 @@ impl<W: Write> Pack<W> {
             entry.size = content.len() as u64;
             self.write(&Record::File(entry))?;
             for chunk in content.chunks(BYTES_MAX) {
-                self.out.bytes(chunk).map_err(at(&self.path))?;
+                let piece = &mut self.buffer[..HEADER + chunk.len()];
+                piece[HEADER..].copy_from_slice(chunk);
+                self.out.content(piece).map_err(at(&self.path))?;
             }
             return self.write(&Record::FileEnd);
         }
@@ -153,14 +155,15 @@ impl<W: Write> Pack<W> {
     fn content(&mut self, file: &mut File, offset: &mut u64, end: u64) -> Done<bool> {
         while *offset < end {
             let room = usize::try_from(end - *offset).unwrap_or(BYTES_MAX);
+            let end = HEADER + room.min(BYTES_MAX);
             let count = file
-                .read(&mut self.buffer[..room.min(BYTES_MAX)])
+                .read(&mut self.buffer[HEADER..end])
                 .map_err(at(&self.path))?;
             if count == 0 {
                 return Ok(false);
             }
             self.out
-                .bytes(&self.buffer[..count])
+                .content(&mut self.buffer[..HEADER + count])
                 .map_err(at(&self.path))?;
             *offset += count as u64;
         }

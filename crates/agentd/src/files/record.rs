@@ -10,6 +10,8 @@ pub const BYTES_MAX: usize = 1 << 17;
 /// A name of 255 bytes, a link's target of 4,095, and the fixed part.
 const ENTRY_MAX: usize = 8192;
 const FIXED: usize = 34;
+/// Kind and length.
+pub const HEADER: usize = 5;
 
 /// A name that is one component below the directory it is in.
 pub fn is_name(name: &[u8]) -> bool {
@@ -99,9 +101,12 @@ impl<W: Write> Writer<W> {
         }
     }
 
-    /// Content of the file, at most `BYTES_MAX`.
-    pub fn bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.raw(b'B', bytes)
+    /// Content of the file, at most `BYTES_MAX`, after `HEADER` bytes of room: with one write
+    /// of both, nobody is woken for the header alone.
+    pub fn content(&mut self, room_and_bytes: &mut [u8]) -> io::Result<()> {
+        let length = room_and_bytes.len() - HEADER;
+        room_and_bytes[..HEADER].copy_from_slice(&header(b'B', length));
+        self.out.write_all(room_and_bytes)
     }
 
     fn entry(&mut self, kind: u8, entry: &Entry) -> io::Result<()> {
@@ -120,10 +125,15 @@ impl<W: Write> Writer<W> {
     }
 
     fn raw(&mut self, kind: u8, payload: &[u8]) -> io::Result<()> {
-        let [a, b, c, d] = (payload.len() as u32).to_be_bytes();
-        self.out.write_all(&[kind, a, b, c, d])?;
+        self.out.write_all(&header(kind, payload.len()))?;
         self.out.write_all(payload)
     }
+}
+
+/// `length` is within the limits of its kind, and these within 32 bits.
+fn header(kind: u8, length: usize) -> [u8; HEADER] {
+    let [a, b, c, d] = (length as u32).to_be_bytes();
+    [kind, a, b, c, d]
 }
 
 pub struct Reader<R: Read> {
@@ -147,7 +157,7 @@ impl<R: Read> Reader<R> {
     /// The next record. An error of kind `InvalidData` if it is none, `UnexpectedEof` if the stream
     /// has ended before its end.
     pub fn next(&mut self) -> io::Result<Record> {
-        let mut header = [0; 5];
+        let mut header = [0; HEADER];
         self.input.read_exact(&mut header)?;
         let [kind, a, b, c, d] = header;
         let length = u32::from_be_bytes([a, b, c, d]) as usize;

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use super::record::{malformed, Entry, Reader, Record};
 use super::request::Place;
 use super::temporary::{named, Temporary};
-use super::{at, errno, sys, Done, DEPTH_MAX};
+use super::{at, errno, not_regular, sys, Done, DEPTH_MAX};
 use crate::sys::fd;
 
 const PERMISSIONS: u32 = 0o777;
@@ -52,6 +52,7 @@ fn resolve(place: &Place, is_directory: bool) -> Done<(OwnedFd, Option<CString>,
             Some(name) => (path.clone(), OsStr::from_bytes(name).to_owned()),
         },
         Ok(_) if is_directory => return Err(errno(path, libc::ENOTDIR)),
+        Ok(found) if !found.is_file() => return Err(not_regular(path)),
         // A link to a file: its target is what is replaced.
         Ok(_) => split(&fs::canonicalize(path).map_err(at(path))?)?,
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
@@ -294,6 +295,14 @@ mod tests {
             errno(put(&stream, scratch.0.clone(), Some(b"dir"))),
             Some(libc::EISDIR)
         );
+        // A device or a FIFO is not replaced.
+        let fifo = into("fifo");
+        let c_fifo = CString::new(fifo.as_os_str().as_bytes()).unwrap();
+        // SAFETY: `c_fifo` is a valid C string.
+        assert_eq!(unsafe { libc::mkfifo(c_fifo.as_ptr(), 0o600) }, 0);
+        let refused = put(&stream, fifo.clone(), Some(b"x")).unwrap_err();
+        assert_eq!(refused.error.kind(), io::ErrorKind::Unsupported);
+        fs::remove_file(fifo).unwrap();
         // Cut anywhere, the old file is still there and no other.
         for length in 0..stream.len() {
             assert!(

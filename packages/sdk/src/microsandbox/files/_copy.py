@@ -7,6 +7,7 @@ import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
+from posixpath import normpath
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from microsandbox_core.agent import Finished, Process, Stderr, Stdout
@@ -245,6 +246,12 @@ async def copy_between(
 
     The stream is not looked at: the receiving agent checks it, and its files are the guest's own affair.
     """
+    if source_where == where and _is_within(destination, source):
+        raise FilesystemError(
+            f"{where}:{source}: cannot be copied into itself",
+            code="into_itself",
+            hint="choose a destination outside of it",
+        )
     passed = 0
     place: Control = {"name": source_name(source), "special_bits": special_bits}
     async with (
@@ -261,6 +268,11 @@ async def copy_between(
                     progress(passed)
         await unpacking.close_input()
         await unpacking.result()
+
+
+def _is_within(path: str, directory: str) -> bool:
+    """By the names alone: links in the sandbox may say otherwise, and then the limit of levels ends it."""
+    return f"{normpath(path)}/".startswith(f"{normpath(directory).rstrip('/')}/")
 
 
 async def _unhurried(call: Callable[[], _Found]) -> _Found:

@@ -5,7 +5,7 @@ each name is one component, used in the open directory that it belongs to.
 """
 
 # Names are used in open directories, and a slash at the end of a path has a meaning.
-# ruff: noqa: PTH112, PTH116, PTH118, PTH119
+# ruff: noqa: PTH112, PTH116, PTH118
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A tree of the host's, as a stream of records."""
 
 # Names are used in open directories, and a slash at the end of a path has a meaning.
-# ruff: noqa: PTH112, PTH116, PTH118, PTH119
+# ruff: noqa: PTH118
 
 from __future__ import annotations
 
