@@ -244,6 +244,22 @@ def _peak_of(msb: Msb, *arguments: str | Path) -> int:
     return peak
 
 
+def test_offsets_beyond_four_gigabytes(box: Msb, tmp_path: Path) -> None:
+    end = 5 << 30
+    with (tmp_path / "large").open("wb") as large:
+        large.write(b"first")
+        large.seek(end)
+        large.write(b"last")
+    box("cp", tmp_path / "large", "box:/large").succeeded()
+    assert shell(box, "wc -c </large; tail -c 4 /large").split() == [b"%d" % (end + 4), b"last"]
+    box("cp", "box:/large", tmp_path / "copy").succeeded()
+    assert (tmp_path / "copy").stat().st_blocks < 1000
+    with (tmp_path / "copy").open("rb") as copied:
+        assert copied.read(5) == b"first"
+        copied.seek(end - 1)
+        assert copied.read() == b"\0last"
+
+
 def test_a_copy_that_is_interrupted_leaves_nothing(box: Msb, tmp_path: Path) -> None:
     (tmp_path / "big").write_bytes(bytes(1 << 20) + random.Random(2).randbytes(64 * MIB))
     shell(box, "echo old >/big; mkfifo /go")
@@ -298,6 +314,8 @@ async def test_content_is_read_and_written(sandbox: Sandbox) -> None:
         34,
         0o600,
     )
+    with pytest.raises(FilesystemError, match="more than 100 bytes"):
+        await fs.read("/tmp/data", limit=100)
     assert (await fs.read("/proc/version")).startswith(b"Linux")
     await sandbox.shell("ln -s /tmp/text /tmp/link; mkfifo /tmp/fifo")
     await fs.write("/tmp/link", "through it")

@@ -111,7 +111,7 @@ class Operation:
         if error.get("kind") == "not_regular":
             raise not_regular(path)
         raise failure_of(
-            number if type(number) is int else 0, path, message if type(message) is str else "failed"
+            number if type(number) is int else 0, path, message[:200] if type(message) is str else "failed"
         )
 
     def _translated(self) -> _Translated:

@@ -32,6 +32,10 @@ from microsandbox.files._records import (
 if TYPE_CHECKING:
     from microsandbox_core.agent import AgentClient
 
+READ_LIMIT: Final = 1 << 30
+"""Bytes that `read` takes unless told otherwise."""
+_LISTING_MAX: Final = 1 << 28
+"""Bytes of a listing's stream: a million entries with names of the greatest length fit."""
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -104,12 +108,19 @@ class SandboxFiles:
 
     # ------------------------------------------------------------------------------------------- content
 
-    async def read(self, path: str) -> bytes:
-        """The content of a regular file. It is held in memory: for large files see `read_stream`."""
+    async def read(self, path: str, *, limit: int = READ_LIMIT) -> bytes:
+        """The content of a regular file of at most `limit` bytes; for larger ones see `read_stream`."""
         content = bytearray()
         async with aclosing(self.read_stream(path)) as pieces:
             async for piece in pieces:
                 content += piece
+                if len(content) > limit:
+                    # What the file says of its size is the sandbox's word, so what comes is counted.
+                    raise FilesystemError(
+                        f"{self._name}:{path}: more than {limit} bytes",
+                        code="too_large",
+                        hint="read it with read_stream, or with a higher limit",
+                    )
         return bytes(content)
 
     async def read_text(self, path: str, encoding: str = "utf-8", errors: str = "strict") -> str:
@@ -151,11 +162,19 @@ class SandboxFiles:
         """What is in a directory, by name."""
         parser = Parser()
         found = []
+        taken = 0
         async with (
             operation(self._client, self._name, "list", path) as listing,
             aclosing(listing.output()) as output,
         ):
             async for data in output:
+                taken += len(data)
+                if taken > _LISTING_MAX:
+                    raise FilesystemError(
+                        f"{self._name}:{path}: more entries than can be listed",
+                        code="too_large",
+                        hint="list it with a command in the sandbox",
+                    )
                 try:
                     entries = [record for record in parser.feed(data) if isinstance(record, Entry)]
                 except StreamInvalid as error:
