@@ -60,7 +60,11 @@ class Operation:
         """Wait for its end; what it found. Raises as `output` does."""
         async for _ in self.output():
             pass
-        return decode_control(bytes(self._report))
+        try:
+            return decode_control(bytes(self._report))
+        except ChannelError:
+            path = f"{self._where}:{self._path}"
+            raise FilesystemError(f"{path}: the operation left no result", code="invalid_reply") from None
 
     async def write(self, data: bytes) -> bool:
         """Send input. False: it takes no more, and its result says why."""
