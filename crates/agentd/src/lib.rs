@@ -8,6 +8,7 @@ mod configure;
 mod context;
 mod early;
 mod exec;
+mod files;
 mod log;
 mod port;
 mod server;

@@ -224,6 +224,12 @@ impl Server {
                     self.handlers.insert(stream, Box::new(exec));
                 }
             }
+            Ok("files") => {
+                if let Some(helper) = exec::helper::open(&mut self.context, stream, request) {
+                    self.alone = false;
+                    self.handlers.insert(stream, Box::new(helper));
+                }
+            }
             Ok("shutdown") => match Shutdown::begin(stream, request) {
                 Ok(shutdown) => {
                     self.context.timers.set(stream, Some(shutdown.deadline()));

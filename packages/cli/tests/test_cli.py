@@ -13,7 +13,7 @@ from microsandbox_cli.listing import age, human_size, print_table
 
 PROJECT = Path(__file__).parents[1]
 COMMANDS = [
-    "run", "create", "exec", "start", "stop", "rm", "ls", "load", "images", "rmi", "setup", "doctor",
+    "run", "create", "exec", "start", "stop", "rm", "ls", "cp", "load", "images", "rmi", "setup", "doctor",
     "image ls", "image inspect", "image rm", "df", "prune", "completion",
 ]  # fmt: skip
 

@@ -34,5 +34,5 @@ pub const CONTROL_LIMIT: usize = 1 << 20;
 
 /// Whether streams of this method carry channels 0, 1 and 2.
 fn has_channels(method: &str) -> bool {
-    method == "exec"
+    matches!(method, "exec" | "files")
 }

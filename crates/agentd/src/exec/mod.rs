@@ -1,5 +1,6 @@
 //! The `exec` method: a program with pipes, from the request to the last byte of its output.
 
+pub mod helper;
 mod request;
 mod running;
 mod spare;
@@ -90,13 +91,28 @@ fn start(context: &mut Context, stream: u32, message: &Map) -> Result<Exec, Refu
     };
     let (spawned, cgroup) = spawn(context, pipes, message, &request, &identity)
         .map_err(|(what, error)| failed(what)(error))?;
+    begin(context, stream, spawned, cgroup, &request)
+}
+
+/// Hears of what has been started from now on.
+fn begin(
+    context: &mut Context,
+    stream: u32,
+    spawned: Spawned,
+    cgroup: Option<Cgroup>,
+    request: &Request,
+) -> Result<Exec, Refusal> {
     let pid = spawned.pid;
-    let exec = Exec::new(stream, spawned, cgroup, &request);
+    let exec = Exec::new(stream, spawned, cgroup, request);
     if let Err(error) = exec.watch(context) {
         // Out of memory for readiness: the child is reaped as an orphan.
         process::signal(pid, libc::SIGKILL);
         exec.abandon(context);
-        return Err(failed("watching")(error));
+        return Err(Refusal {
+            kind: "exec_failed",
+            message: format!("watching: {}", describe(&error)),
+            errno: error.raw_os_error(),
+        });
     }
     context.children.insert(pid, stream);
     Ok(exec)

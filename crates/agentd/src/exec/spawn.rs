@@ -270,6 +270,33 @@ pub unsafe fn become_program(plan: &Plan<'_>, settled: Result<(), Report>) -> ! 
             Ok(()) => execute(plan),
         }
     };
+    // SAFETY: the contract of this function.
+    unsafe { give_up(plan, failure) }
+}
+
+/// The child's half where no program is executed: calls `work` and ends with the code it returns.
+///
+/// # Safety
+///
+/// As for `become_program`.
+pub unsafe fn become_helper(
+    plan: &Plan<'_>,
+    settled: Result<(), Report>,
+    work: impl FnOnce() -> i32,
+) -> ! {
+    // SAFETY: the contract of this function.
+    unsafe {
+        if let Err(failure) = settled.and_then(|()| prepare(plan)) {
+            give_up(plan, failure)
+        }
+        // As executing a program would: the report too, whose end says that all is well.
+        libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0);
+        libc::_exit(work())
+    }
+}
+
+/// SAFETY: as for `become_program`.
+unsafe fn give_up(plan: &Plan<'_>, failure: Report) -> ! {
     let bytes = failure.to_bytes();
     // SAFETY: `bytes` is readable; _exit runs nothing of the parent's.
     unsafe {

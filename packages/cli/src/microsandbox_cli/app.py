@@ -395,6 +395,32 @@ def inspect(names: NamesArgument) -> None:
 
 
 @app.command()
+def cp(
+    source: Annotated[
+        str, typer.Argument(metavar="SRC", help="PATH, or NAME:/PATH in a sandbox.", show_default=False)
+    ],
+    destination: Annotated[
+        str, typer.Argument(metavar="DST", help="PATH, or NAME:/PATH in a sandbox.", show_default=False)
+    ],
+    special_bits: Annotated[
+        bool, typer.Option("--special-bits", help="Keep set-user-ID, set-group-ID and sticky bits.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Copy files and directories into a running sandbox, out of one, or between two.
+
+    As `cp -r`: a destination that is a directory gets the source in it; a source that ends in /. has its
+    content copied. Permissions, times and holes are kept, links are copied as links. A path of the host with
+    a colon in it is written with a slash before: ./a:b
+
+    Example: msb cp ./src dev:/srv && msb cp dev:/srv/out.txt .
+    """
+    from microsandbox_cli.copy import copy
+
+    copy(source, destination, special_bits=special_bits, quiet=quiet)
+
+
+@app.command()
 def load(
     source: Annotated[
         str | None,

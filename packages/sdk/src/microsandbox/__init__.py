@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         ExecError,
         ExecFailed,
         ExecTimeout,
+        FilesystemError,
         ImageError,
         ImageInUse,
         ImageInvalid,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
         NoHypervisor,
         NotRunning,
         OutcomeUnknown,
+        PathNotFound,
         PoolClosed,
         Replaced,
         SandboxError,
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
         StillRunning,
     )
     from microsandbox.execution import ExecEvent, ExecHandle, ExecOutput, Stdin, StdinSink, Terminal
+    from microsandbox.files import CopyResult, FileInfo, FileKind, FileSink, SandboxFiles
     from microsandbox.handle import SandboxHandle
     from microsandbox.info import Cause, SandboxDetails, SandboxInfo, Status
     from microsandbox.pool import SandboxPool
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "execution": ("ExecEvent", "ExecHandle", "ExecOutput", "Stdin", "StdinSink", "Terminal"),
+    "files": ("CopyResult", "FileInfo", "FileKind", "FileSink", "SandboxFiles"),
     "pool": ("SandboxPool",),
     "handle": ("SandboxHandle",),
     "info": ("Cause", "SandboxDetails", "SandboxInfo", "Status"),
@@ -54,6 +58,7 @@ _HOME = {
         "ExecError",
         "ExecFailed",
         "ExecTimeout",
+        "FilesystemError",
         "ImageError",
         "ImageInUse",
         "ImageInvalid",
@@ -62,6 +67,7 @@ _HOME = {
         "NoHypervisor",
         "NotRunning",
         "OutcomeUnknown",
+        "PathNotFound",
         "PoolClosed",
         "Replaced",
         "SandboxError",
@@ -77,12 +83,17 @@ __all__ = [
     "BootFailed",
     "Cause",
     "ConfigError",
+    "CopyResult",
     "ExecError",
     "ExecEvent",
     "ExecFailed",
     "ExecHandle",
     "ExecOutput",
     "ExecTimeout",
+    "FileInfo",
+    "FileKind",
+    "FileSink",
+    "FilesystemError",
     "ImageError",
     "ImageInUse",
     "ImageInvalid",
@@ -91,11 +102,13 @@ __all__ = [
     "NoHypervisor",
     "NotRunning",
     "OutcomeUnknown",
+    "PathNotFound",
     "PoolClosed",
     "Replaced",
     "Sandbox",
     "SandboxDetails",
     "SandboxError",
+    "SandboxFiles",
     "SandboxHandle",
     "SandboxInfo",
     "SandboxNotFound",

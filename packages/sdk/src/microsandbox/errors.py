@@ -21,6 +21,8 @@
     │   ├── ExecFailed           .kind
     │   ├── ExecTimeout          .output
     │   └── OutcomeUnknown
+    ├── FilesystemError          .errno
+    │   └── PathNotFound
     ├── PoolClosed               a pool gives out no sandboxes any more, or not yet
     └── StateError               the state directory or its database cannot be used
 """
@@ -169,6 +171,25 @@ class OutcomeUnknown(ExecError):
     """The connection was lost after the command had been sent: it may or may not have run."""
 
     code = "outcome_unknown"
+
+
+class FilesystemError(MicrosandboxError):
+    """Something could not be done to a file of a sandbox, or of the host while copying; `errno` as in
+    the `errno` module, if a system call failed."""
+
+    code = "filesystem"
+
+    def __init__(
+        self, message: str, *, hint: str | None = None, code: str | None = None, errno: int | None = None
+    ) -> None:
+        super().__init__(message, hint=hint, code=code)
+        self.errno = errno
+
+
+class PathNotFound(FilesystemError):
+    """There is nothing at that path."""
+
+    code = "path_not_found"
 
 
 class PoolClosed(MicrosandboxError):

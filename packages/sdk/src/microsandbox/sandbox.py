@@ -27,6 +27,8 @@ from microsandbox.info import SandboxInfo, Status
 if TYPE_CHECKING:
     from microsandbox_oci import ImageConfig
 
+    from microsandbox.files import SandboxFiles
+
 
 class Sandbox:
     """A microVM made from an image. Make one with `create`, `start` or `get`.
@@ -221,6 +223,13 @@ class Sandbox:
     def status(self) -> Status:
         """What it is doing now."""
         return _life.look(self._directory).status
+
+    @property
+    def fs(self) -> SandboxFiles:
+        """The files in it."""
+        from microsandbox.files import SandboxFiles  # most sandboxes are started without a need for it
+
+        return SandboxFiles(self._client, self.name)
 
     # -------------------------------------------------------------------------------------- commands
 

@@ -132,8 +132,19 @@ class AgentClient:
         If the calling task is cancelled the program is killed.
         """
         request = Exec(argv, env, cwd, user, stdin, rlimits, timeout, tty)
-        stream = self._dispatch("exec", request.params())
-        process = Process(self._connection, stream, self._flush, stdin=stdin == "pipe")
+        return await self._start("exec", request.params(), stdin=stdin == "pipe")
+
+    async def files(self, operation: str, params: Control) -> Process:
+        """Begins an operation on files of the guest: see `files` in `docs/agent-channel.md`.
+
+        Its input and output are the process's, and what it says of itself at the end comes as standard
+        error. Raises `RequestFailed` and `TooManyStreams`. If the calling task is cancelled it is ended.
+        """
+        return await self._start("files", {"operation": operation, **params}, stdin=True)
+
+    async def _start(self, method: str, params: Control, *, stdin: bool) -> Process:
+        stream = self._dispatch(method, params)
+        process = Process(self._connection, stream, self._flush, stdin=stdin)
         self._handlers[stream] = process._handle
         if process.stdin is not None:
             self._writers[stream] = process

@@ -10,8 +10,8 @@ from typing import Final
 
 from ._wire import STDERR, STDIN, STDOUT
 
-TO_GUEST: Final[dict[str, tuple[int, ...]]] = {"exec": (STDIN,)}
+TO_GUEST: Final[dict[str, tuple[int, ...]]] = {"exec": (STDIN,), "files": (STDIN,)}
 """Channels from host to guest, by method."""
 
-TO_HOST: Final[dict[str, tuple[int, ...]]] = {"exec": (STDOUT, STDERR)}
+TO_HOST: Final[dict[str, tuple[int, ...]]] = {"exec": (STDOUT, STDERR), "files": (STDOUT, STDERR)}
 """Channels from guest to host, by method."""
