@@ -76,6 +76,7 @@ fn request() -> Request {
         cwd: CString::from(c"/"),
         user: None,
         stdin: true,
+        terminal: None,
         rlimits: Vec::new(),
         timeout_ms: None,
     }
