@@ -112,4 +112,5 @@ def _plain(info: SandboxInfo) -> dict[str, object]:
         "cpus": info.cpus,
         "memory_mib": info.memory_mib,
         "isolation": info.isolation,
+        "reason": info.reason,
     }

@@ -30,6 +30,8 @@ _SANDBOX: Options = {
     "--vmm": ("vmm", VMM),
     "--require-kvm": ("require_kvm", FLAG),
     "--cold": ("cold", FLAG),
+    "--max-duration": ("max_duration", TEXT),
+    "--idle-timeout": ("idle_timeout", TEXT),
     "--quiet": ("quiet", FLAG), "-q": ("quiet", FLAG),
 }  # fmt: skip
 _JOINED: Options = {"--timeout": ("timeout", TEXT), "--no-stdin": ("no_stdin", FLAG)}

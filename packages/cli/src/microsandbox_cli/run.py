@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,12 +36,17 @@ def run_new(
     vmm: str = "auto",
     require_kvm: bool = False,
     cold: bool = False,
+    max_duration: str | None = None,
+    idle_timeout: str | None = None,
     no_stdin: bool = False,
     quiet: bool = False,
 ) -> None:
     """Run a command in a new sandbox and exit with its code."""
     seconds = None if timeout is None else _config.parse_duration(timeout, "--timeout")
-    config = _configured(name, env, workdir, user, memory, cpus, hostname, entrypoint, vmm, require_kvm, cold)
+    config = _configured(
+        name, env, workdir, user, memory, cpus, hostname, entrypoint, vmm, require_kvm, cold,
+        max_duration, idle_timeout,
+    )  # fmt: skip
     pending = _begin(image, config, name, quiet=quiet, attached=True)
     # The VM is on its way; what is imported from here on costs nothing.
     from microsandbox_cli.attached import run_in_loop
@@ -52,10 +57,13 @@ def run_new(
         sandbox = await Sandbox.adopt(pending)
         async with sandbox:
             _tell_isolation(sandbox, quiet)
-            return await _attach(
+            attached = _attach(
                 sandbox, sandbox.command(command), env={}, workdir=None, user=None,
                 timeout=seconds, stdin=not no_stdin,
             )  # fmt: skip
+            if config.max_duration is None and config.idle_timeout is None:
+                return await attached
+            return await _within_limits(sandbox, attached)
 
     run_in_loop(main)
 
@@ -74,10 +82,15 @@ def create_detached(
     vmm: str = "auto",
     require_kvm: bool = False,
     cold: bool = False,
+    max_duration: str | None = None,
+    idle_timeout: str | None = None,
     quiet: bool = False,
 ) -> None:
     """Create a named sandbox, leave it running, print its name."""
-    config = _configured(name, env, workdir, user, memory, cpus, hostname, entrypoint, vmm, require_kvm, cold)
+    config = _configured(
+        name, env, workdir, user, memory, cpus, hostname, entrypoint, vmm, require_kvm, cold,
+        max_duration, idle_timeout,
+    )  # fmt: skip
     pending = _begin(image, config, name, quiet=quiet, attached=False)
     from microsandbox_cli.attached import run_in_loop
 
@@ -138,6 +151,8 @@ def _configured(
     vmm: str,
     require_kvm: bool,
     cold: bool,
+    max_duration: str | None,
+    idle_timeout: str | None,
 ) -> _config.SandboxConfig:
     """The settings, checked; so is the name."""
     config = _config.SandboxConfig(
@@ -151,6 +166,8 @@ def _configured(
         vmm=vmm,
         require_kvm=require_kvm,
         cold=cold,
+        max_duration=_config.parse_limit(max_duration, "--max-duration"),
+        idle_timeout=_config.parse_limit(idle_timeout, "--idle-timeout"),
     )
     if name is not None:
         _config.check_name(name)
@@ -211,6 +228,22 @@ def _tell_isolation(sandbox: Sandbox, quiet: bool) -> None:
         marker.touch()
     except OSError:
         pass  # then it is said again
+
+
+async def _within_limits(sandbox: Sandbox, attached: Coroutine[object, object, int]) -> int:
+    """The exit code of a command whose sandbox may be stopped under it."""
+    try:
+        code = await attached
+    except MicrosandboxError:
+        if sandbox.limit_reached() is None:
+            raise
+    else:
+        if sandbox.limit_reached() is None:
+            return code
+    report.error(f"the sandbox {sandbox.name!r} was stopped: {sandbox.limit_reached()}")
+    if not sandbox.ephemeral:
+        await sandbox.wait_until_stopped()  # it is writing its disk out
+    return report.EXIT_TIMEOUT
 
 
 async def _attach(

@@ -35,11 +35,13 @@ if TYPE_CHECKING:
         StillRunning,
     )
     from microsandbox.execution import ExecEvent, ExecHandle, ExecOutput, Stdin, StdinSink
+    from microsandbox.logs import LogLine, LogSource
     from microsandbox.pool import SandboxPool
     from microsandbox.sandbox import Sandbox, SandboxInfo, Status
 
 _HOME = {
     "execution": ("ExecEvent", "ExecHandle", "ExecOutput", "Stdin", "StdinSink"),
+    "logs": ("LogLine", "LogSource"),
     "pool": ("SandboxPool",),
     "sandbox": ("Sandbox", "SandboxInfo", "Status"),
     "errors": (
@@ -80,6 +82,8 @@ __all__ = [
     "ImageInUse",
     "ImageInvalid",
     "ImageNotFound",
+    "LogLine",
+    "LogSource",
     "MicrosandboxError",
     "NoHypervisor",
     "NotRunning",

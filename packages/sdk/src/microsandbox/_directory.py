@@ -1,8 +1,8 @@
 """A sandbox's directory and the lock that says whether it runs.
 
-`$MSB_HOME/sandboxes/<id>/` holds `lock`, `agent.sock`, `upper.ext4`, `isolation`, `console.log`
-and `supervisor.log`. The supervisor holds an exclusive flock on `lock` for as long as it lives; the
-kernel lets go of it however the supervisor ends.
+`$MSB_HOME/sandboxes/<id>/` holds `lock`, `agent.sock`, `upper.ext4`, `isolation`, `ended`,
+`console.log`, `supervisor.log` and `logs/`. The supervisor holds an exclusive flock on `lock` for
+as long as it lives; the kernel lets go of it however the supervisor ends.
 """
 
 from __future__ import annotations
@@ -47,6 +47,23 @@ class SandboxDirectory:
     def supervisor_log(self) -> Path:
         """What the supervisor had to say; empty in a normal life."""
         return self.path / "supervisor.log"
+
+    @property
+    def logs(self) -> Path:
+        """The directory of the log: what execs printed, and what happened (see `_log_segments`)."""
+        return self.path / "logs"
+
+    @property
+    def end_record(self) -> Path:
+        """Why the sandbox ended the last time, as text; not there while it runs, or after a crash."""
+        return self.path / "ended"
+
+    def end_reason(self) -> str | None:
+        """Why it ended the last time; None while it runs, and if nobody was left to say so."""
+        try:
+            return self.end_record.read_text(errors="replace") or None
+        except OSError:
+            return None
 
     @property
     def isolation_record(self) -> Path:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypedDict, Unpack
 
 from microsandbox_core import env as environment
 from microsandbox_core.agent import AgentClient
@@ -26,7 +27,11 @@ from microsandbox.errors import ConfigError, MicrosandboxError, NotRunning, Stil
 from microsandbox.execution import ExecHandle, ExecOutput, Stdin, start_command
 
 if TYPE_CHECKING:
+    import re
+
     from microsandbox_oci import ImageConfig
+
+    from microsandbox.logs import LogLine, LogSource
 
 DEFAULT_GRACE = 10.0
 """Seconds that the processes of a sandbox get to end by themselves when it is stopped."""
@@ -54,6 +59,19 @@ class SandboxInfo:
     memory_mib: int
     isolation: str | None
     """What it got at its last start, ``kvm`` or ``emulated``; None if it never came up."""
+    reason: str | None = None
+    """Why it ended the last time, such as ``idle for 30 s``; None while it runs and after a crash."""
+
+
+class LogOptions(TypedDict, total=False):
+    """Which lines of a log are wanted; see `Sandbox.logs_of`."""
+
+    tail: int | None
+    since: datetime | None
+    until: datetime | None
+    sources: Collection[LogSource | str]
+    grep: re.Pattern[str] | None
+    follow: bool
 
 
 class Sandbox:
@@ -81,6 +99,7 @@ class Sandbox:
         self.ready = ready
         """Isolation and timings of the start; None if someone else started the sandbox."""
         self._over = False
+        self._limit: str | None = None
 
     # ---------------------------------------------------------------------------------------- making
 
@@ -104,6 +123,8 @@ class Sandbox:
         vmm: str = "auto",
         require_kvm: bool = False,
         cold: bool = False,
+        max_duration: float | str | None = None,
+        idle_timeout: float | str | None = None,
     ) -> Self:
         """Create a sandbox and wait until it runs.
 
@@ -111,7 +132,9 @@ class Sandbox:
         layout with its prefix. `memory` is in MiB, or text such as ``1G``. A sandbox without a name
         is ephemeral unless `ephemeral` says otherwise: it is removed when it stops. A sandbox that
         is not `detached` ends with this process. `cold`: boot the kernel rather than start from a
-        template.
+        template. `max_duration` and `idle_timeout`, in seconds or text such as ``5m``: it is stopped when
+        it has run for that long, or when for that long no command was started, sent anything or printed
+        anything.
 
         Raises `ConfigError`, `ImageError`, `AlreadyExists`, `StartError`, `StateError`.
         """
@@ -128,6 +151,8 @@ class Sandbox:
             require_kvm=require_kvm,
             cold=cold,
             labels=tuple((labels or {}).items()),
+            max_duration=_config.parse_limit(max_duration, "max_duration"),
+            idle_timeout=_config.parse_limit(idle_timeout, "idle_timeout"),
         )
         if name is not None:
             _config.check_name(name)
@@ -320,7 +345,41 @@ class Sandbox:
         except ChannelError as error:
             raise self._lost(error) from error
 
+    # ------------------------------------------------------------------------------------------ logs
+
+    async def logs(self, **wanted: Unpack[LogOptions]) -> AsyncIterator[LogLine]:
+        """The lines that its commands have printed, oldest first; see `logs_of`."""
+        async with aclosing(_logs(self._home, self._record, wanted)) as lines:
+            async for line in lines:
+                yield line
+
+    @classmethod
+    async def logs_of(cls, name: str, **wanted: Unpack[LogOptions]) -> AsyncIterator[LogLine]:
+        """The same for a sandbox that need not run: ``async for line in Sandbox.logs_of("dev")``.
+
+        `tail`: the last so many. `since`, `until`: with a time zone. `sources`: see `LogSource`, by default
+        what was printed. `grep`: lines in which the pattern is found. `follow`: go on until the sandbox
+        stops. A line of the system whose `event` is ``lost`` or ``missed`` stands where output is missing,
+        whatever the other sources.
+
+        Raises `SandboxNotFound`, `SandboxError` when it keeps no log, `StateError`, `ValueError`.
+        """
+        home = environment.home()
+        record = await asyncio.to_thread(_create.find, home, name)
+        async with aclosing(_logs(home, record, wanted)) as lines:
+            async for line in lines:
+                yield line
+
     # ------------------------------------------------------------------------------------------- end
+
+    def limit_reached(self) -> str | None:
+        """The limit because of which it is being stopped or was, as a sentence; None if there is none.
+
+        Known to the one who started it, and only while `owns_lifecycle`.
+        """
+        if self._limit is None and self._pending is not None:
+            self._limit = _attach.limit_reached(self._pending.supervisor.lifeline)
+        return self._limit
 
     async def stop(self, timeout: float = DEFAULT_GRACE) -> None:
         """Stop it: SIGTERM to every process, SIGKILL after `timeout` seconds, disk written out, off.
@@ -442,9 +501,19 @@ def list_sandboxes(home: Path) -> list[SandboxInfo]:
                 cpus=config.cpus,
                 memory_mib=config.memory_mib,
                 isolation=SandboxDirectory(home, record.id).isolation(),
+                reason=SandboxDirectory(home, record.id).end_reason(),
             )
         )
     return found
+
+
+async def _logs(home: Path, record: Record, wanted: LogOptions) -> AsyncGenerator[LogLine, None]:
+    from microsandbox.logs import read_log
+
+    async with aclosing(read_log(home, record, **wanted)) as log:
+        async for lines in log:
+            for line in lines:
+                yield line
 
 
 def _time(record: Record) -> datetime:
@@ -455,8 +524,10 @@ async def _connect(directory: SandboxDirectory, name: str) -> AgentClient:
     try:
         return await AgentClient.connect(directory.socket)
     except (ChannelError, OSError) as error:
+        reason = directory.end_reason()
         raise NotRunning(
-            f"the sandbox {name!r} is not running", hint=f"start it: msb start {name}"
+            f"the sandbox {name!r} is not running" + (f": {reason}" if reason else ""),
+            hint=f"start it: msb start {name}",
         ) from error
 
 

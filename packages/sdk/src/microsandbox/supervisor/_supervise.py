@@ -13,7 +13,7 @@ import socket
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgpack
 from microsandbox_core import env
@@ -30,6 +30,9 @@ from microsandbox._machine import IMAGE_DISK, UPPER_DISK, machine, root
 from microsandbox.errors import MicrosandboxError
 from microsandbox.supervisor._console import Console
 
+if TYPE_CHECKING:
+    from microsandbox.supervisor._exec_log import ExecLog
+
 BOOT_DEADLINE = 60.0
 """Seconds from the VMM's start to agentd's answer. Emulated on a busy machine, a boot may take ten."""
 
@@ -44,6 +47,11 @@ HEARTBEAT_DEADLINE = 30.0
 """Seconds for an answer: far more than agentd needs on any machine that is of use."""
 
 _IDLE = 0.005  # seconds after which a request is on its way
+
+STOP_GRACE = 10.0
+"""Seconds that the processes of a sandbox get to end by themselves when one of its limits is reached."""
+
+_STOP_TIME = STOP_GRACE + 5.0  # seconds after which a guest that does not switch off is killed
 
 _SWITCH_OFF_TIME = 2.0  # seconds between a guest's last word and its VMM's end
 
@@ -75,6 +83,8 @@ class Supervision:
         self._began = time.monotonic()
         self._ready = False
         self._reason = "stopped"
+        self._log: ExecLog | None = None
+        self._limit_reached = False
         self._answered: Vm | None = None
         self._vm: Vm | None = None
         self._cold = ""
@@ -171,12 +181,17 @@ class Supervision:
         )
         self._server = RelayServer(relay, vm.agent, listener)
         self._relay = relay
+        if self._launch.logged:
+            from microsandbox.supervisor._exec_log import open_log
+
+            self._log = open_log(self._server, self._directory.logs)
         self._server.watch(self._lifeline.fileno(), self._on_lifeline)
         self._server.watch(vm.console.fileno(), self._on_console)
         self._server.watch(vm.pidfd, self._on_vm_end)
         wakeup, self._signalled = socket.socketpair()
         wakeup.setblocking(False)
         self._signalled.setblocking(False)
+        self._directory.end_record.unlink(missing_ok=True)
         signal.set_wakeup_fd(wakeup.fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda *_: None)
@@ -260,6 +275,34 @@ class Supervision:
             }
         )
         self._server.call_later(HEARTBEAT_INTERVAL, self._beat)
+        launch = self._launch
+        if self._log is not None:
+            # A command that was asked for before this has been refused.
+            self._relay.observer = self._log
+            isolation = str(self._vm.isolation)
+            self._log.event("start", f"started ({isolation})", details={"isolation": isolation})
+        if launch.max_duration is not None or launch.idle_timeout is not None:
+            from microsandbox.supervisor._limits import watch_limits
+
+            watch_limits(
+                self._server, self._relay, launch.max_duration, launch.idle_timeout, self._reach_limit
+            )
+
+    def _reach_limit(self, limit: str, reason: str) -> None:
+        """Stop as `msb stop` does, and say why to whoever asks."""
+        from microsandbox_core.channel import ChannelError
+
+        if self._limit_reached or (limit == "idle_timeout" and self._relay.shutdown_asked):
+            return  # it is being stopped
+        self._limit_reached = True
+        self._reason = reason
+        # Before the guest hears of it: a creator that sees its command end finds the reason there.
+        self._say({"t": "stopping", "limit": limit, "reason": reason})
+        self._server.call_later(_STOP_TIME, self._server.stop)
+        try:
+            self._relay.open("shutdown", {"grace_ms": round(STOP_GRACE * 1000)}, lambda _event: None)
+        except ChannelError:
+            self._server.stop()  # clients use every stream there is, or the guest is going anyway
 
     def _beat(self) -> None:
         """Ask agentd whether it is there; when it does not say so, the sandbox is over (A02)."""
@@ -319,6 +362,7 @@ class Supervision:
         self._server.unwatch(self._lifeline.fileno())
         if self._launch.attached or not self._ready:
             # The creator is gone, or has what it wanted: nobody is left who could want this sandbox.
+            self._reason = "the program that it was attached to has ended"
             self._server.stop()
 
     def _on_console(self) -> None:
@@ -341,6 +385,7 @@ class Supervision:
 
     def _on_signal(self) -> None:
         self._signalled.recv(4096)
+        self._reason = "killed"
         self._server.stop()
 
     def _drain_console(self) -> None:
@@ -381,11 +426,22 @@ class Supervision:
             self._forget_record()
         if self._vm is not None:
             self._vm.reap()
+        self._record_end()
         self._directory.socket.unlink(missing_ok=True)
         if self._launch.ephemeral:
             self._forget_directory()
         self._say({"t": "ended", "reason": self._reason})
         # The lock and the pin on the image go with the process.
+
+    def _record_end(self) -> None:
+        if self._log is not None:
+            self._log.event("stop", f"ended: {self._reason}", details={"reason": self._reason})
+            self._log.close()
+        if not self._launch.ephemeral:
+            try:
+                self._directory.end_record.write_text(self._reason, errors="replace")
+            except OSError:
+                pass  # a full disk; nothing but a sentence is lost
 
     def _forget_record(self) -> None:
         from microsandbox._state import State
