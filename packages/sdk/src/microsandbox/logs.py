@@ -87,8 +87,9 @@ class LogFilter:
     def takes(self, line: LogLine) -> bool:
         """Whether a line is wanted."""
         if line.source not in self.sources:
-            return line.event in HOLES and not self.sources.isdisjoint(OUTPUT)
-        if self.grep is not None and not self.grep.search(line.text.removesuffix("\n")):
+            if line.event not in HOLES or self.sources.isdisjoint(OUTPUT):
+                return False
+        elif self.grep is not None and not self.grep.search(line.text.removesuffix("\n")):
             return False
         if line.time_ns is None:
             return True
@@ -288,6 +289,8 @@ def read_log(
 async def _read(
     directory: SandboxDirectory, name: str, wanted: LogFilter, tail: int | None, follow: bool
 ) -> AsyncGenerator[list[LogLine], None]:
+    # Asked before the log is read: what does not run now has written everything.
+    follow = follow and await asyncio.to_thread(directory.is_running)
     waiter = _waiter(directory, name) if follow else None
     reader = LogReader(directory, wanted)
     try:

@@ -12,6 +12,9 @@ from collections.abc import Callable
 from microsandbox_core.relay import Relay
 from microsandbox_core.relay_server import RelayServer
 
+_SETTLE = 0.1
+"""Seconds in which a supervisor that was held up itself can read what has come meanwhile."""
+
 Stop = Callable[[str, str], None]
 """Called with the limit's name and a sentence."""
 
@@ -31,10 +34,12 @@ def watch_limits(
         began = time.monotonic()
         limit = idle_timeout
 
-        def look() -> None:
+        def look(*, settled: bool = False) -> None:
             left = max(began, relay.active_at) + limit - time.monotonic()
             if left > 0:
                 server.call_later(left, look)
+            elif not settled:
+                server.call_later(_SETTLE, lambda: look(settled=True))
             else:
                 stop("idle_timeout", f"idle for {limit:g} s")
 
