@@ -37,7 +37,7 @@ class World:
         heapq.heappush(self._due, (self.now + delay, len(self._due), callback))
 
     def until(self, moment: float, *, held_up: bool = False) -> None:
-        """Let time pass; calls are made when they are due, or not before the end if the process does not run."""
+        """Let time pass; calls are made when they are due, or at the end if the process is held up."""
         moment += 1000
         if held_up:
             self.now = max(self.now, moment)

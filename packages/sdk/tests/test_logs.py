@@ -73,13 +73,17 @@ def lines_of(home: Path, sources: frozenset[LogSource] = EVERYTHING) -> list[Log
 # --------------------------------------------------------------------------------------------- the format
 
 
-@given(st.binary() | st.text().map(str.encode), st.integers(0, 2**62), st.none() | st.integers(0, 2**32))
+@given(
+    st.binary() | st.text().map(str.encode) | st.text('\0\t\r\n"\\\x7fa').map(str.encode),
+    st.integers(0, 2**62),
+    st.none() | st.integers(0, 2**32),
+)
 def test_a_record_keeps_its_bytes_and_its_nanosecond(data: bytes, time_ns: int, pid: int | None) -> None:
     try:
-        given_: str | bytes = data.decode()
+        text = isinstance(data.decode(), str)
     except UnicodeDecodeError:
-        given_ = data
-    line = encode_output(time_ns, "stdout", "1-2", pid, given_)
+        text = False
+    line = encode_output(time_ns, "stdout", "1-2", pid, data, text=text)
     assert line.endswith(b"\n")
     assert line.count(b"\n") == 1
     assert decode(line) == Record(time_ns, "stdout", "1-2", pid, data)
@@ -108,7 +112,7 @@ def test_what_is_no_record_is_left_out(line: bytes) -> None:
 
 @given(st.integers(1, 500))
 def test_a_torn_record_is_left_out(cut: int) -> None:
-    line = encode_output(1, "stdout", "1-2", 7, "x" * 400)
+    line = encode_output(1, "stdout", "1-2", 7, b"x" * 400, text=True)
     assert decode(line[: min(cut, len(line) - 2)]) is None
 
 
@@ -247,7 +251,7 @@ class Disk(SegmentWriter):
 
 
 def output(number: int) -> bytes:
-    return encode_output(number, "stdout", "1-1", None, "x")
+    return encode_output(number, "stdout", "1-1", None, b"x", text=True)
 
 
 def test_what_a_full_disk_did_not_take_is_counted_when_there_is_room(
@@ -289,7 +293,7 @@ def test_a_stuck_disk_holds_up_nobody_and_memory_is_bounded(tmp_path: Path) -> N
     disk = Disk(tmp_path)
     writer = LogWriter(disk)
     disk.works.clear()
-    line = encode_output(1, "stdout", "1-1", None, "x" * PIECE)
+    line = encode_output(1, "stdout", "1-1", None, b"x" * PIECE, text=True)
     count = 4 * QUEUE_LIMIT // PIECE
     for _ in range(count):
         writer.write([line], [PIECE])
@@ -391,10 +395,13 @@ async def test_what_is_wanted_of_a_log(tmp_path: Path) -> None:
     writer = SegmentWriter(directory)
     second = 1_000_000_000
     writer.append(
-        [encode_output(n * second, "stdout" if n % 2 else "stderr", "1", 5, f"line {n}\n") for n in range(10)]
+        [
+            encode_output(n * second, "stdout" if n % 2 else "stderr", "1", 5, b"line %d\n" % n, text=True)
+            for n in range(10)
+        ]
     )
     writer.append([encode_event(20 * second, "lost", "30 bytes were not logged", details={"bytes": 30})])
-    writer.append([encode_output(21 * second, "stdout", "1", 5, "rest")])
+    writer.append([encode_output(21 * second, "stdout", "1", 5, b"rest", text=True)])
     writer.close()
 
     async def read(**wanted: Any) -> list[str]:

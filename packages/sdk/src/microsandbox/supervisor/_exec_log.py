@@ -181,24 +181,26 @@ class ExecLog:
             if torn:
                 piece.parts.insert(0, torn)
             data = piece.parts[0] if len(piece.parts) == 1 else b"".join(piece.parts)
-            encoded: str | bytes
             try:
-                encoded, used = utf_8_decode(data, "strict", False)
+                _, used = utf_8_decode(data, "strict", False)
+                text = True
             except UnicodeDecodeError:
-                encoded, used = data, len(data)
+                text, used = False, len(data)
             if used < len(data):
                 piece.session.torn[piece.channel] = data[used:]
-            if used:
-                self._output(piece.time_ns, piece.session, piece.channel, encoded, used)
+                data = data[:used]
+            if data:
+                self._output(piece.time_ns, piece.session, piece.channel, data, text=text)
 
-    def _output(self, time_ns: int, session: _Session, channel: int, data: str | bytes, size: int) -> None:
-        self._add(encode_output(time_ns, _SOURCES[channel], session.name, session.pid, data), size)
+    def _output(self, time_ns: int, session: _Session, channel: int, data: bytes, *, text: bool) -> None:
+        line = encode_output(time_ns, _SOURCES[channel], session.name, session.pid, data, text=text)
+        self._add(line, len(data))
 
     def _finish(self, session: _Session) -> None:
         """Record what a character that was never completed has left."""
         self._encode()
         for channel, rest in session.torn.items():
-            self._output(time.time_ns(), session, channel, rest, len(rest))
+            self._output(time.time_ns(), session, channel, rest, text=False)
 
 
 def _argv(value: object) -> tuple[list[str], bool]:
