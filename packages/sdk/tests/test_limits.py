@@ -24,7 +24,7 @@ class World:
         self.active_at = self.now
         self.stopped: list[tuple[float, str, str]] = []
         self._due: list[tuple[float, int, Callable[[], None]]] = []
-        monkeypatch.setattr(_limits.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(_limits, "monotonic", lambda: self.now)
         _limits.watch_limits(
             cast(RelayServer, self),
             cast(Relay, self),

@@ -209,7 +209,7 @@ def test_the_life_of_a_command_is_recorded_in_order(tmp_path: Path) -> None:
 
 def test_a_long_command_line_is_cut(tmp_path: Path) -> None:
     log, _ = new_log(tmp_path)
-    log.exec_opened(1, {"argv": [b"x" * 3000, b"y" * 3000, b"z"] + [b""] * 10_000})
+    log.exec_opened(1, {"argv": [b"x" * 3000, b"y" * 3000, b"z", *[b""] * 10_000]})
     log.close()
     (record,) = records_of(tmp_path)
     assert record.details["cut"]

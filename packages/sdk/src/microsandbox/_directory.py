@@ -61,7 +61,7 @@ class SandboxDirectory:
     def end_reason(self) -> str | None:
         """Why it ended the last time; None while it runs, and if nobody was left to say so."""
         try:
-            return self.end_record.read_text(errors="replace") or None
+            return self.end_record.read_text(encoding="utf-8", errors="replace") or None
         except OSError:
             return None
 

@@ -6,8 +6,8 @@ suspended no time passes, for the guest does not run then either.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
+from time import monotonic
 
 from microsandbox_core.relay import Relay
 from microsandbox_core.relay_server import RelayServer
@@ -31,11 +31,11 @@ def watch_limits(
         reason = f"it ran for its max-duration of {max_duration:g} s"
         server.call_later(max_duration, lambda: stop("max_duration", reason))
     if idle_timeout is not None:
-        began = time.monotonic()
+        began = monotonic()
         limit = idle_timeout
 
         def look(*, settled: bool = False) -> None:
-            left = max(began, relay.active_at) + limit - time.monotonic()
+            left = max(began, relay.active_at) + limit - monotonic()
             if left > 0:
                 server.call_later(left, look)
             elif not settled:

@@ -439,7 +439,7 @@ class Supervision:
             self._log.close()
         if not self._launch.ephemeral:
             try:
-                self._directory.end_record.write_text(self._reason, errors="replace")
+                self._directory.end_record.write_text(self._reason, encoding="utf-8", errors="replace")
             except OSError:
                 pass  # a full disk; nothing but a sentence is lost
 
