@@ -99,6 +99,7 @@ def test_following_a_sandbox_that_is_killed_ends(msb: Msb, dev: str) -> None:
     assert msb("logs", dev).succeeded().out == b"up\non\n"
 
 
+@pytest.mark.slow
 def test_following_over_rotation_misses_nothing(msb: Msb, dev: str, tmp_path: Path) -> None:
     shown = tmp_path / "shown"
     with shown.open("wb") as file:
