@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from microsandbox._log_segments import SegmentReader, SegmentWriter, segment, segments
 
@@ -38,6 +38,7 @@ def append(writer: SegmentWriter, lines: Sequence[bytes]) -> None:
     assert writer.append(lines) == (len(lines), None)
 
 
+@settings(deadline=None)  # it waits for the disk
 @given(st.lists(LINES, max_size=8), st.integers(1, 200), st.integers(1, 5))
 def test_the_newest_lines_are_kept_in_order_and_files_are_bounded(
     batches: list[list[bytes]], size: int, count: int
@@ -62,6 +63,7 @@ def test_the_newest_lines_are_kept_in_order_and_files_are_bounded(
             assert len(numbers) == count
 
 
+@settings(deadline=None)  # it waits for the disk
 @given(st.lists(LINES, max_size=8), st.integers(1, 200))
 def test_a_reader_that_keeps_up_sees_every_line_once(batches: list[list[bytes]], size: int) -> None:
     with tempfile.TemporaryDirectory() as path:
@@ -75,6 +77,7 @@ def test_a_reader_that_keeps_up_sees_every_line_once(batches: list[list[bytes]],
         reader.close()
 
 
+@settings(deadline=None)  # it waits for the disk
 @given(LINES, LINES, st.data())
 def test_a_torn_last_line_is_left_out_and_the_next_writer_goes_on(
     before: list[bytes], after: list[bytes], data: st.DataObject
@@ -131,6 +134,7 @@ def test_files_that_are_not_ours_stay(tmp_path: Path) -> None:
     assert (tmp_path / "notes.jsonl").read_text() == "mine"
 
 
+@settings(deadline=None)  # it waits for the disk
 @given(st.integers(0, 60), st.lists(st.integers(1, 20), max_size=8))
 def test_a_disk_that_is_full_tears_no_line_and_takes_more_when_there_is_room(
     room: int, lengths: list[int]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from microsandbox._directory import SandboxDirectory
 from microsandbox._log_format import Record, decode, encode_event, encode_output, timestamp
@@ -129,6 +129,7 @@ OUTPUTS = st.lists(
 )
 
 
+@settings(deadline=None)  # it waits for the disk
 @given(OUTPUTS, st.integers(1, 400))
 def test_any_bytes_in_the_same_bytes_out(outputs: list[tuple[int, int, bytes, bool]], size: int) -> None:
     with tempfile.TemporaryDirectory() as path:
@@ -159,6 +160,7 @@ def test_any_bytes_in_the_same_bytes_out(outputs: list[tuple[int, int, bytes, bo
         assert found == expected
 
 
+@settings(deadline=None)  # it waits for the disk
 @given(st.text(min_size=1), st.data())
 def test_text_stays_text_however_it_is_cut(text: str, data: st.DataObject) -> None:
     encoded = text.encode()
