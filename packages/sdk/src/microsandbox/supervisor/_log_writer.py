@@ -32,6 +32,7 @@ class LogWriter:
         self._taken = 0
         self._overflow = 0
         self._lost = 0
+        # Why the last write failed; empty when there is nothing missing that has not been said.
         self._reason = ""
         self._retry_at = 0.0
         self._closing = False
@@ -68,12 +69,12 @@ class LogWriter:
             lines, sizes = item
             self._write(lines, sizes)
             self._taken += sum(map(len, lines))
-        if self._lost:
+        if self._reason:
             self._write([], [])
         self._segments.close()
 
     def _write(self, lines: Sequence[bytes], sizes: Sequence[int]) -> None:
-        if self._lost:
+        if self._reason:
             # Not at every piece of output: there would be more holes than log.
             if time.monotonic() < self._retry_at and not self._closing:
                 self._lost += sum(sizes)
@@ -82,7 +83,7 @@ class LogWriter:
             if error is not None:
                 self._suspend(sum(sizes), error)
                 return
-            self._lost = 0
+            self._lost, self._reason = 0, ""
         kept, error = self._segments.append(lines)
         if error is not None:
             self._suspend(sum(sizes[kept:]), error)
