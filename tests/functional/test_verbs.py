@@ -174,6 +174,33 @@ def test_a_workload_that_does_not_go_is_killed_after_its_time(msb: Msb, dev: str
     assert _inspect(msb, dev)["end"]["cause"] == "requested"
 
 
+def test_who_stops_what_is_being_stopped_waits_for_the_same_end(msb: Msb, dev: str) -> None:
+    script = "trap 'read line; echo $line > /root/note; exit' TERM; echo up; while :; do sleep 0.1; done"
+    with msb.start("exec", dev, "--", "sh", "-c", script) as workload:
+        assert workload.line() == b"up\n"
+        with msb.start("stop", "-t", "30", dev) as first, msb.start("stop", "-t", "20", dev) as second:
+            eventually(
+                lambda: _inspect(msb, dev)["status"] == "stopping", within=20, what="the first of them"
+            )
+            eventually(
+                lambda: all(
+                    "anon_inode:[pidfd]" in stop.host_process.descriptors.values() for stop in (first, second)
+                ),
+                within=20,
+                what="both to have found the supervisor",
+            )
+            workload.finish(b"written\n")
+            first.finish().succeeded()
+            second.finish().succeeded()
+    assert _inspect(msb, dev)["end"] == {
+        "cause": "requested",
+        "reason": "it was asked to stop",
+        "vmm_exit": 0,
+    }
+    msb("start", dev).succeeded()
+    assert msb("exec", dev, "--", "cat", "/root/note").succeeded().text == "written\n"
+
+
 def test_a_guest_that_switches_itself_off_has_not_crashed(msb: Msb, dev: str, host: Host) -> None:
     running = host.sandbox()
     msb("exec", dev, "--", "sh", "-c", "reboot -f")

@@ -109,6 +109,8 @@ def test_cpus_out_of_range(cpus: int) -> None:
         env=st.lists(st.tuples(st.text(max_size=9), st.text(max_size=9))).map(tuple),
         cold=st.booleans(),
         entrypoint=st.none() | st.lists(st.text(max_size=9)).map(tuple),
+        max_duration=st.none() | st.floats(0, 1 << 31),
+        idle_timeout=st.none() | st.floats(0, 1 << 31),
     )
 )
 def test_a_config_survives_the_database(config: SandboxConfig) -> None:

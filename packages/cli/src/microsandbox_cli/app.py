@@ -30,6 +30,13 @@ class Format(StrEnum):
     JSON = "json"
 
 
+class LogFormat(StrEnum):
+    """How lines of a log are printed."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
 class Vmm(StrEnum):
     """Which virtual machine monitor runs the sandbox."""
 
@@ -168,6 +175,16 @@ RequireKvm = Annotated[
     bool, typer.Option("--require-kvm", help="Fail rather than emulate the processor in software.")
 ]
 Cold = Annotated[bool, typer.Option("--cold", help="Boot the kernel rather than start from a template.")]
+MaxDuration = Annotated[
+    str | None,
+    typer.Option("--max-duration", metavar="TIME", help="Stop the sandbox after 30s, 5m, 1h."),
+]
+IdleTimeout = Annotated[
+    str | None,
+    typer.Option(
+        "--idle-timeout", metavar="TIME", help="Stop the sandbox when for 30s, 5m nothing went in or out."
+    ),
+]
 NoStdin = Annotated[bool, typer.Option("--no-stdin", help="Do not forward standard input.")]
 Tty = Annotated[
     bool, typer.Option("--tty", "-t", help="Run at a terminal, even if ours is none. Default: if it is one.")
@@ -204,6 +221,8 @@ def run(
     vmm: VmmOption = Vmm.AUTO,
     require_kvm: RequireKvm = False,
     cold: Cold = False,
+    max_duration: MaxDuration = None,
+    idle_timeout: IdleTimeout = None,
     no_stdin: NoStdin = False,
     tty: Tty = False,
     no_tty: NoTty = False,
@@ -217,7 +236,7 @@ def run(
 
     Without --name the sandbox is gone when the command has ended. The exit code is the command's own;
     128+N if signal N killed it, 127 if it was not found, 126 if it cannot be executed, 124 at the
-    --timeout, 125 if the sandbox itself failed.
+    --timeout, the --max-duration or the --idle-timeout, 125 if the sandbox itself failed.
 
     Example: msb run -m 1G -e GREETING=hello busybox -- sh -c 'echo $GREETING'
     """
@@ -226,8 +245,8 @@ def run(
     run_new(
         image, command or [], name=name, env=env or [], workdir=workdir, user=user, memory=memory, cpus=cpus,
         hostname=hostname, entrypoint=entrypoint, timeout=timeout, vmm=vmm, require_kvm=require_kvm,
-        cold=cold, no_stdin=no_stdin, tty=tty, no_tty=no_tty, label=label or [], replace=replace,
-        replace_with_grace=replace_with_grace, quiet=quiet,
+        cold=cold, max_duration=max_duration, idle_timeout=idle_timeout, no_stdin=no_stdin, tty=tty,
+        no_tty=no_tty, label=label or [], replace=replace, replace_with_grace=replace_with_grace, quiet=quiet,
     )  # fmt: skip
 
 
@@ -245,6 +264,8 @@ def create(
     vmm: VmmOption = Vmm.AUTO,
     require_kvm: RequireKvm = False,
     cold: Cold = False,
+    max_duration: MaxDuration = None,
+    idle_timeout: IdleTimeout = None,
     label: LabelsOption = None,
     replace: Replace = False,
     replace_with_grace: ReplaceWithGrace = None,
@@ -260,7 +281,8 @@ def create(
     create_detached(
         image, name=name, env=env or [], workdir=workdir, user=user, memory=memory, cpus=cpus,
         hostname=hostname, entrypoint=entrypoint, vmm=vmm, require_kvm=require_kvm, cold=cold,
-        label=label or [], replace=replace, replace_with_grace=replace_with_grace, quiet=quiet,
+        max_duration=max_duration, idle_timeout=idle_timeout, label=label or [], replace=replace,
+        replace_with_grace=replace_with_grace, quiet=quiet,
     )  # fmt: skip
 
 
@@ -418,6 +440,47 @@ def cp(
     from microsandbox_cli.copy import copy
 
     copy(source, destination, special_bits=special_bits, quiet=quiet)
+
+
+@app.command()
+def logs(
+    name: NameArgument,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on as more comes, until the sandbox stops.")
+    ] = False,
+    tail: Annotated[
+        int | None, typer.Option("--tail", metavar="N", min=0, help="The last N lines only.")
+    ] = None,
+    since: Annotated[
+        str | None,
+        typer.Option("--since", metavar="TIME", help="From 2026-05-04T10:20:30Z on, or from 5m ago."),
+    ] = None,
+    until: Annotated[str | None, typer.Option("--until", metavar="TIME", help="Up to then.")] = None,
+    source: Annotated[
+        str,
+        typer.Option(
+            "--source", metavar="LIST", help="stdout, stderr, system, console, supervisor; with commas."
+        ),
+    ] = "stdout,stderr",
+    grep: Annotated[
+        str | None, typer.Option("--grep", metavar="REGEX", help="Lines that match only.")
+    ] = None,
+    timestamps: Annotated[bool, typer.Option("--timestamps", "-t", help="Time and source first.")] = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Control sequences as they are, also on a terminal.")
+    ] = False,
+    format: Annotated[LogFormat, typer.Option("--format", help="How to print it.")] = LogFormat.TEXT,
+) -> None:
+    """Show what the commands in a sandbox have printed, also after it has stopped.
+
+    Example: msb logs dev -f --since 10m --grep error
+    """
+    from microsandbox_cli.logs import show_logs
+
+    show_logs(
+        name, follow=follow, tail=tail, since=since, until=until, source=source, grep=grep,
+        timestamps=timestamps, raw=raw, as_json=format is LogFormat.JSON,
+    )  # fmt: skip
 
 
 @app.command()

@@ -31,6 +31,8 @@ _SANDBOX: Options = {
     "--vmm": ("vmm", VMM),
     "--require-kvm": ("require_kvm", FLAG),
     "--cold": ("cold", FLAG),
+    "--max-duration": ("max_duration", TEXT),
+    "--idle-timeout": ("idle_timeout", TEXT),
     "--label": ("label", LIST),
     "--replace": ("replace", FLAG),
     "--replace-with-grace": ("replace_with_grace", TEXT),

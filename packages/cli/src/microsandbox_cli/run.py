@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +38,8 @@ def run_new(
     vmm: str = "auto",
     require_kvm: bool = False,
     cold: bool = False,
+    max_duration: str | None = None,
+    idle_timeout: str | None = None,
     no_stdin: bool = False,
     tty: bool = False,
     no_tty: bool = False,
@@ -48,7 +50,10 @@ def run_new(
 ) -> None:
     """Run a command in a new sandbox and exit with its code."""
     seconds = None if timeout is None else _config.parse_duration(timeout, "--timeout")
-    config = _configured(name, env, workdir, user, memory, cpus, hostname, entrypoint, vmm, require_kvm, cold)
+    config = _configured(
+        name, env, workdir, user, memory, cpus, hostname, entrypoint, vmm, require_kvm, cold,
+        max_duration, idle_timeout,
+    )  # fmt: skip
     if command:
         config = config._replace(cmd=tuple(command))  # so that others can see what runs in it
     terminal = _wants_terminal(tty, no_tty, no_stdin)
@@ -65,10 +70,13 @@ def run_new(
         sandbox = await Sandbox.adopt(pending)
         async with sandbox:
             _tell_isolation(sandbox, quiet)
-            return await _attach(
+            attached = _attach(
                 sandbox, sandbox.command(command, shell=terminal), env={}, workdir=None, user=None,
                 timeout=seconds, stdin=not no_stdin, terminal=terminal,
             )  # fmt: skip
+            if config.max_duration is None and config.idle_timeout is None:
+                return await attached
+            return await _within_limits(sandbox, attached)
 
     run_in_loop(main)
 
@@ -87,13 +95,18 @@ def create_detached(
     vmm: str = "auto",
     require_kvm: bool = False,
     cold: bool = False,
+    max_duration: str | None = None,
+    idle_timeout: str | None = None,
     label: Sequence[str] = (),
     replace: bool = False,
     replace_with_grace: str | None = None,
     quiet: bool = False,
 ) -> None:
     """Create a named sandbox, leave it running, print its name."""
-    config = _configured(name, env, workdir, user, memory, cpus, hostname, entrypoint, vmm, require_kvm, cold)
+    config = _configured(
+        name, env, workdir, user, memory, cpus, hostname, entrypoint, vmm, require_kvm, cold,
+        max_duration, idle_timeout,
+    )  # fmt: skip
     pending = _begin(
         image, config, name, quiet=quiet, attached=False, labels=_config.parse_labels(label),
         grace=_config.replacement_grace(name, replace, replace_with_grace),
@@ -175,6 +188,8 @@ def _configured(
     vmm: str,
     require_kvm: bool,
     cold: bool,
+    max_duration: str | None,
+    idle_timeout: str | None,
 ) -> _config.SandboxConfig:
     """The settings, checked; so is the name."""
     config = _config.SandboxConfig(
@@ -188,6 +203,8 @@ def _configured(
         vmm=vmm,
         require_kvm=require_kvm,
         cold=cold,
+        max_duration=_config.parse_limit(max_duration, "--max-duration"),
+        idle_timeout=_config.parse_limit(idle_timeout, "--idle-timeout"),
     )
     if name is not None:
         _config.check_name(name)
@@ -265,6 +282,22 @@ def _tell_isolation(sandbox: Sandbox, quiet: bool) -> None:
         marker.touch()
     except OSError:
         pass  # then it is said again
+
+
+async def _within_limits(sandbox: Sandbox, attached: Coroutine[object, object, int]) -> int:
+    """The exit code of a command whose sandbox may be stopped under it."""
+    try:
+        code = await attached
+    except MicrosandboxError:
+        if sandbox.limit_reached() is None:
+            raise
+    else:
+        if sandbox.limit_reached() is None:
+            return code
+    report.error(f"the sandbox {sandbox.name!r} was stopped: {sandbox.limit_reached()}")
+    if not sandbox.ephemeral:
+        await sandbox.wait_until_stopped()  # it is writing its disk out
+    return report.EXIT_TIMEOUT
 
 
 async def _attach(

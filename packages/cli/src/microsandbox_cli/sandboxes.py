@@ -140,6 +140,8 @@ def details_as_json(details: SandboxDetails) -> dict[str, object]:
             "vmm": config.vmm,
             "require_kvm": config.require_kvm,
             "cold": config.cold,
+            "max_duration": config.max_duration,
+            "idle_timeout": config.idle_timeout,
         },
         "upper": {"size": details.upper_size, "allocated": details.upper_allocated},
         "paths": {
@@ -147,6 +149,7 @@ def details_as_json(details: SandboxDetails) -> dict[str, object]:
             "upper": str(details.upper),
             "console_log": str(details.console_log),
             "supervisor_log": str(details.supervisor_log),
+            "logs": None if details.logs is None else str(details.logs),
             "agent_socket": str(details.agent_socket),
         },
     }

@@ -17,7 +17,8 @@ What bounds its memory:
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Any, Final
+from time import monotonic
+from typing import Any, Final, Protocol
 
 from .channel import (
     CancelReceived,
@@ -60,6 +61,22 @@ _INTERNAL_GROUP: Final = 0
 OnEvent = Callable[[Event], None]
 
 
+class Observer(Protocol):
+    """Is told of the commands of all clients, in the order in which the relay learns of them."""
+
+    def exec_opened(self, stream: int, params: Control) -> None:
+        """A client asked for one; `stream` is the guest's number for it, used once in a connection."""
+
+    def exec_started(self, stream: int, body: Control) -> None:
+        """The guest has started it: the body of OPENED."""
+
+    def exec_output(self, stream: int, channel: int, data: bytes) -> None:
+        """It has printed something, whether or not its client is still there."""
+
+    def exec_ended(self, stream: int, body: Control) -> None:
+        """It has ended, or was not started: the body of END. Does not come when the connection fails."""
+
+
 class _Client:
     __slots__ = ("connection", "group", "id", "privileged", "streams", "waiting")
 
@@ -76,12 +93,19 @@ class _Client:
 class _Route:
     """Where the frames of one of the guest's streams go: to a client, to a function, or nowhere."""
 
-    __slots__ = ("client", "on_event", "stream")
+    __slots__ = ("client", "observer", "on_event", "stream")
 
-    def __init__(self, client: _Client | None, stream: int, on_event: OnEvent | None) -> None:
+    def __init__(
+        self,
+        client: _Client | None,
+        stream: int,
+        on_event: OnEvent | None,
+        observer: Observer | None = None,
+    ) -> None:
         self.client = client
         self.stream = stream
         self.on_event = on_event
+        self.observer = observer
 
 
 class Relay:
@@ -135,6 +159,10 @@ class Relay:
         }
         self.guest_hello: HelloReceived | None = None
         """The guest's HELLO, once it has come."""
+        self.observer: Observer | None = None
+        """Who is told of the commands that clients open from now on."""
+        self.active_at = monotonic()
+        """`time.monotonic()` when a client last sent anything, or was last sent output."""
         self.configured = False
         """Whether clients are told that the guest is configured: set it when `configure` has succeeded."""
 
@@ -205,7 +233,10 @@ class Relay:
         stream, channel, data = event
         route = self._routes[stream]
         client = route.client
+        if route.observer is not None:
+            route.observer.exec_output(stream, channel, data)
         if client is not None:
+            self.active_at = monotonic()
             self._touched.add(client.id)
             client.connection.forward_data(route.stream, channel, data)
             return
@@ -218,6 +249,8 @@ class Relay:
     def _on_stream(self, event: Opened | EventReceived | EofReceived | CreditReceived) -> None:
         route = self._routes[event.stream]
         client = route.client
+        if route.observer is not None and isinstance(event, Opened):
+            route.observer.exec_started(event.stream, event.body)
         if client is None:
             if route.on_event is not None:
                 route.on_event(event)
@@ -235,7 +268,10 @@ class Relay:
     def _on_ended(self, event: Ended) -> None:
         route = self._routes.pop(event.stream)
         client = route.client
+        if route.observer is not None:
+            route.observer.exec_ended(event.stream, event.body)
         if client is not None:
+            self.active_at = monotonic()
             self._touched.add(client.id)
             del client.streams[route.stream]
             client.connection.end(route.stream, event.body)
@@ -259,6 +295,7 @@ class Relay:
     def client_received(self, client: int, data: bytes | bytearray | memoryview) -> None:
         """Bytes came from a client; `data` is not kept."""
         found = self._clients[client]
+        self.active_at = monotonic()
         self._touched.add(client)
         for event in found.connection.receive(data):
             self._from_client[type(event)](found, event)
@@ -371,12 +408,15 @@ class Relay:
             client.connection.end_error(event.stream, error.code, str(error))
             return
         client.streams[event.stream] = stream
-        self._routes[stream] = _Route(client, event.stream, None)
+        observer = self.observer if event.method == "exec" else None
+        self._routes[stream] = _Route(client, event.stream, None, observer)
+        if observer is not None:
+            observer.exec_opened(stream, event.params)
         if self._on_request is not None:
             self._on_request(event.method)
 
     def _detach(self, client: _Client, theirs: int, stream: int) -> None:
-        """The client leaves a program to itself: from now on what it writes goes nowhere."""
+        """The client leaves a program to itself: what it writes goes nowhere but to the observer."""
         del client.streams[theirs]
         self._routes[stream].client = None
         # What the client has not taken it never will, and the program must not stop for that.

@@ -41,12 +41,14 @@ if TYPE_CHECKING:
     from microsandbox.files import CopyResult, FileInfo, FileKind, FileSink, SandboxFiles
     from microsandbox.handle import SandboxHandle
     from microsandbox.info import Cause, SandboxDetails, SandboxInfo, Status
+    from microsandbox.logs import LogLine, LogSource
     from microsandbox.pool import SandboxPool
     from microsandbox.sandbox import Sandbox
 
 _HOME = {
     "execution": ("ExecEvent", "ExecHandle", "ExecOutput", "Stdin", "StdinSink", "Terminal"),
     "files": ("CopyResult", "FileInfo", "FileKind", "FileSink", "SandboxFiles"),
+    "logs": ("LogLine", "LogSource"),
     "pool": ("SandboxPool",),
     "handle": ("SandboxHandle",),
     "info": ("Cause", "SandboxDetails", "SandboxInfo", "Status"),
@@ -98,6 +100,8 @@ __all__ = [
     "ImageInUse",
     "ImageInvalid",
     "ImageNotFound",
+    "LogLine",
+    "LogSource",
     "MicrosandboxError",
     "NoHypervisor",
     "NotRunning",

@@ -102,6 +102,20 @@ async def receive(lifeline: socket.socket) -> dict[str, Any] | None:
     return message
 
 
+def limit_reached(lifeline: socket.socket) -> str | None:
+    """What the supervisor has said about a limit for which it stops the sandbox; None if nothing."""
+    while True:
+        try:
+            packed = lifeline.recv(MESSAGE_LIMIT, socket.MSG_DONTWAIT)
+        except OSError:
+            return None  # nothing has come yet, or the lifeline is closed
+        if not packed:
+            return None
+        message = msgpack.unpackb(packed, unicode_errors="surrogateescape")
+        if message.get("t") == "stopping":
+            return str(message["reason"])
+
+
 async def gone(pidfd: int) -> None:
     """Wait until the process has ended. The descriptor is the caller's own, and open meanwhile."""
     loop = asyncio.get_running_loop()

@@ -26,7 +26,8 @@ _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, None: 1.0}
 
 class SandboxConfig(NamedTuple):
     """A sandbox as it was asked for. `env` holds what is added to the image's; `entrypoint` and
-    `cmd` replace the image's when they are not None; `cold` boots the kernel instead of using a template.
+    `cmd` replace the image's when they are not None; `cold` boots the kernel instead of using a template;
+    `max_duration` and `idle_timeout` are seconds after which it is stopped.
 
     Not a dataclass: importing `dataclasses` takes 5 ms of every start, twice.
     """
@@ -42,6 +43,8 @@ class SandboxConfig(NamedTuple):
     vmm: str = "auto"
     require_kvm: bool = False
     cold: bool = False
+    max_duration: float | None = None
+    idle_timeout: float | None = None
 
     def pack(self) -> bytes:
         """As MessagePack. Strings that are not UTF-8 keep their bytes (surrogateescape)."""
@@ -110,6 +113,11 @@ def parse_duration(value: float | str, what: str) -> float:
     if not 0 < value < 1 << 31:
         raise ConfigError(f"{what}: {value} is not a duration above zero", hint="for example: 500ms, 30s")
     return float(value)
+
+
+def parse_limit(value: float | str | None, what: str) -> float | None:
+    """As `parse_duration`; None is no limit."""
+    return None if value is None else parse_duration(value, what)
 
 
 def parse_cpus(value: int) -> int:

@@ -134,7 +134,7 @@ def _begin(
     lock = directory.create()
     state = State(home)
     record = Record(
-        identifier, name or f"msb-{identifier[:8]}", ephemeral, time.time_ns(), shown_image, image.digest,
+        identifier, name or _generated_name(identifier), ephemeral, time.time_ns(), shown_image, image.digest,
         config.pack(), labels,
     )  # fmt: skip
     # What ends with this process, and is removed then, can be recorded once it is on its way: whoever is
@@ -168,6 +168,16 @@ def _begin(
     finally:
         state.close()
     return Pending(home, record, config, image, directory, supervisor, attached, True, begun)
+
+
+def _generated_name(identifier: str) -> str:
+    return f"msb-{identifier[:8]}"
+
+
+def is_logged(record: Record) -> bool:
+    """Whether a log is kept. An unnamed ephemeral sandbox takes its directory along when it ends: nobody
+    would come to read a log in it."""
+    return not (record.ephemeral and record.name == _generated_name(record.id))
 
 
 def _take_back(supervisor: Supervisor) -> None:
@@ -272,6 +282,9 @@ def _launch(
         vmm=config.vmm,
         require_kvm=config.require_kvm,
         cold=config.cold or (env.value(env.MSB_COLD) or "0") != "0",
+        logged=is_logged(record),
+        max_duration=config.max_duration,
+        idle_timeout=config.idle_timeout,
     )
     return launch(asked, directory, lock, pin)
 

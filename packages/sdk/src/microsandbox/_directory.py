@@ -1,8 +1,8 @@
 """A sandbox's directory and the lock that says whether it runs.
 
-`$MSB_HOME/sandboxes/<id>/` holds `lock`, `agent.sock`, `upper.ext4`, `life` (see `_life`), `console.log`
-and `supervisor.log`. The supervisor holds an exclusive flock on `lock` for as long as it lives; the
-kernel lets go of it however the supervisor ends.
+`$MSB_HOME/sandboxes/<id>/` holds `lock`, `agent.sock`, `upper.ext4`, `life` (see `_life`), `console.log`,
+`supervisor.log` and `logs/`. The supervisor holds an exclusive flock on `lock` for as long as it lives;
+the kernel lets go of it however the supervisor ends.
 """
 
 from __future__ import annotations
@@ -47,6 +47,11 @@ class SandboxDirectory:
     def supervisor_log(self) -> Path:
         """What the supervisor had to say; empty in a normal life."""
         return self.path / "supervisor.log"
+
+    @property
+    def logs(self) -> Path:
+        """The directory of the log: what execs printed, and what happened (see `_log_segments`)."""
+        return self.path / "logs"
 
     def create(self) -> int:
         """Make the directory and return a descriptor that holds its lock. Raises `StateError`."""

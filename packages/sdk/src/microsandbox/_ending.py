@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 from microsandbox_core.agent import AgentClient
-from microsandbox_core.channel import ChannelError
+from microsandbox_core.channel import ChannelError, RequestFailed
 
 from microsandbox import _attach, _create, _life
 from microsandbox._directory import SandboxDirectory
@@ -77,25 +77,30 @@ async def _shut_down(
     own: AgentClient | None = None
     try:
         async with asyncio.timeout(grace + SWITCH_OFF_TIME):
-            if client is None:
-                client = own = await AgentClient.connect(directory.socket)
-            await client.shutdown(grace)
+            try:
+                if client is None:
+                    client = own = await AgentClient.connect(directory.socket)
+                await client.shutdown(grace)
+            except (ChannelError, OSError) as error:
+                if not _is_ending(directory, error):
+                    raise
+                await _attach.gone(pidfd)
             async with asyncio.timeout(SWITCH_OFF_TIME):
                 await _attach.gone(pidfd)
-    except (ChannelError, OSError):
-        # Somebody else may have asked for the same before: then it is on its way.
-        life = _life.read(directory)
-        if life is not None and life.status == _life.Status.STOPPING:
-            try:
-                async with asyncio.timeout(grace + SWITCH_OFF_TIME):
-                    await _attach.gone(pidfd)
-            except TimeoutError:
-                pass  # the caller kills it
-    except TimeoutError:
+    except (ChannelError, OSError):  # TimeoutError is one of these
         pass  # the caller kills it
     finally:
         if own is not None:
             await own.close()
+
+
+def _is_ending(directory: SandboxDirectory, error: Exception) -> bool:
+    """Whether a shutdown failed because somebody else, or a limit, had the guest shut down before."""
+    if isinstance(error, RequestFailed):
+        return error.kind == "shutting_down"
+    # The connection was lost, or could not be made: the guest is off, and the supervisor about to go.
+    life = _life.read(directory)
+    return life is not None and life.status == _life.Status.STOPPING
 
 
 async def kill(directory: SandboxDirectory, number: int = signal.SIGTERM) -> None:

@@ -36,6 +36,9 @@ class Launch(NamedTuple):
     vmm: str
     require_kvm: bool
     cold: bool = False
+    logged: bool = False
+    max_duration: float | None = None
+    idle_timeout: float | None = None
     lock: int = -1
     lifeline: int = -1
     image_pin: int = -1

@@ -51,7 +51,8 @@ class End(NamedTuple):
 
 class SandboxDetails(NamedTuple):
     """Everything that is known about a sandbox. `upper_size` and `upper_allocated` are the bytes that the
-    writable disk can hold and takes; `started_at` is when the last start began."""
+    writable disk can hold and takes; `started_at` is when the last start began; `logs` is None for one that
+    keeps no log."""
 
     info: SandboxInfo
     config: _config.SandboxConfig
@@ -63,6 +64,7 @@ class SandboxDetails(NamedTuple):
     upper_allocated: int | None
     console_log: Path
     supervisor_log: Path
+    logs: Path | None
     agent_socket: Path
 
 
@@ -98,6 +100,7 @@ def inspect(home: Path, name: str) -> SandboxDetails:
         upper_allocated=None if found is None else found.st_blocks * 512,
         console_log=directory.console_log,
         supervisor_log=directory.supervisor_log,
+        logs=directory.logs if _create.is_logged(record) else None,
         agent_socket=directory.socket,
     )
 

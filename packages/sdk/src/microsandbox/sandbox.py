@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import aclosing
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypedDict, Unpack
 
 from microsandbox_core import env as environment
 from microsandbox_core.agent import AgentClient
@@ -25,9 +26,23 @@ from microsandbox.handle import DEFAULT_GRACE
 from microsandbox.info import SandboxInfo, Status
 
 if TYPE_CHECKING:
+    import re
+
     from microsandbox_oci import ImageConfig
 
     from microsandbox.files import SandboxFiles
+    from microsandbox.logs import LogLine, LogSource
+
+
+class LogOptions(TypedDict, total=False):
+    """Which lines of a log are wanted; see `Sandbox.logs_of`."""
+
+    tail: int | None
+    since: datetime | None
+    until: datetime | None
+    sources: Collection[LogSource | str]
+    grep: re.Pattern[str] | None
+    follow: bool
 
 
 class Sandbox:
@@ -58,6 +73,7 @@ class Sandbox:
         self.ready = ready
         """Isolation and timings of the start; None if someone else started the sandbox."""
         self._over = False
+        self._limit: str | None = None
 
     # ---------------------------------------------------------------------------------------- making
 
@@ -81,6 +97,8 @@ class Sandbox:
         vmm: str = "auto",
         require_kvm: bool = False,
         cold: bool = False,
+        max_duration: float | str | None = None,
+        idle_timeout: float | str | None = None,
         replace: bool = False,
         replace_with_timeout: float | str | None = None,
     ) -> Self:
@@ -90,7 +108,9 @@ class Sandbox:
         layout with its prefix. `memory` is in MiB, or text such as ``1G``. A sandbox without a name
         is ephemeral unless `ephemeral` says otherwise: it is removed when it stops. A sandbox that
         is not `detached` ends with this process. `cold`: boot the kernel rather than start from a
-        template. `replace`: a sandbox that has the name is ended and removed; `replace_with_timeout`: the
+        template. `max_duration` and `idle_timeout`, in seconds or text such as ``5m``: it is stopped when
+        it has run for that long, or when for that long no command was started, sent anything or printed
+        anything. `replace`: a sandbox that has the name is ended and removed; `replace_with_timeout`: the
         same, with this many seconds for its processes to end by themselves.
 
         Raises `ConfigError`, `ImageError`, `AlreadyExists`, `Replaced`, `StartError`, `StateError`.
@@ -107,6 +127,8 @@ class Sandbox:
             vmm=vmm,
             require_kvm=require_kvm,
             cold=cold,
+            max_duration=_config.parse_limit(max_duration, "max_duration"),
+            idle_timeout=_config.parse_limit(idle_timeout, "idle_timeout"),
         )
         checked = _config.check_labels(labels or {})
         if name is not None:
@@ -326,7 +348,41 @@ class Sandbox:
         except ChannelError as error:
             raise self._lost(error) from error
 
+    # ------------------------------------------------------------------------------------------ logs
+
+    async def logs(self, **wanted: Unpack[LogOptions]) -> AsyncIterator[LogLine]:
+        """The lines that its commands have printed, oldest first; see `logs_of`."""
+        async with aclosing(_logs(self._home, self._record, wanted)) as lines:
+            async for line in lines:
+                yield line
+
+    @classmethod
+    async def logs_of(cls, name: str, **wanted: Unpack[LogOptions]) -> AsyncIterator[LogLine]:
+        """The same for a sandbox that need not run: ``async for line in Sandbox.logs_of("dev")``.
+
+        `tail`: the last so many. `since`, `until`: with a time zone. `sources`: see `LogSource`, by default
+        what was printed. `grep`: lines in which the pattern is found. `follow`: go on until the sandbox
+        stops. A line of the system whose `event` is ``lost`` or ``missed`` stands where output is missing,
+        whatever the other sources.
+
+        Raises `SandboxNotFound`, `SandboxError` when it keeps no log, `StateError`, `ValueError`.
+        """
+        home = environment.home()
+        record = await asyncio.to_thread(_create.find, home, name)
+        async with aclosing(_logs(home, record, wanted)) as lines:
+            async for line in lines:
+                yield line
+
     # ------------------------------------------------------------------------------------------- end
+
+    def limit_reached(self) -> str | None:
+        """The limit because of which it is being stopped or was, as a sentence; None if there is none.
+
+        Known to the one who started it, and only while `owns_lifecycle`.
+        """
+        if self._limit is None and self._pending is not None:
+            self._limit = _attach.limit_reached(self._pending.supervisor.lifeline)
+        return self._limit
 
     async def stop(self, timeout: float = DEFAULT_GRACE) -> None:
         """Stop it: SIGTERM to every process, SIGKILL after `timeout` seconds, disk written out, off.
@@ -415,12 +471,23 @@ class Sandbox:
         return NotRunning(f"the sandbox {self.name!r} is not running any more: {error}")
 
 
+async def _logs(home: Path, record: Record, wanted: LogOptions) -> AsyncGenerator[LogLine, None]:
+    from microsandbox.logs import read_log
+
+    async with aclosing(read_log(home, record, **wanted)) as log:
+        async for lines in log:
+            for line in lines:
+                yield line
+
+
 async def _connect(directory: SandboxDirectory, name: str) -> AgentClient:
     try:
         return await AgentClient.connect(directory.socket)
     except (ChannelError, OSError) as error:
+        end = info.end_of(await asyncio.to_thread(_life.look, directory))
         raise NotRunning(
-            f"the sandbox {name!r} is not running", hint=f"start it: msb start {name}"
+            f"the sandbox {name!r} is not running" + (f": {end.reason}" if end else ""),
+            hint=f"start it: msb start {name}",
         ) from error
 
 

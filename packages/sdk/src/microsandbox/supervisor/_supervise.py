@@ -13,7 +13,7 @@ import socket
 import sys
 import time
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgpack
 from microsandbox_core import env
@@ -32,6 +32,9 @@ from microsandbox._machine import IMAGE_DISK, UPPER_DISK, machine, root
 from microsandbox.errors import MicrosandboxError
 from microsandbox.supervisor._console import Console
 
+if TYPE_CHECKING:
+    from microsandbox.supervisor._exec_log import ExecLog
+
 BOOT_DEADLINE = 60.0
 """Seconds from the VMM's start to agentd's answer. Emulated on a busy machine, a boot may take ten."""
 
@@ -48,6 +51,11 @@ HEARTBEAT_DEADLINE = 30.0
 _IDLE = 0.005  # seconds after which a request is on its way
 
 _REASON_LIMIT = 1000  # characters of it that are kept
+
+STOP_GRACE = 10.0
+"""Seconds that the processes of a sandbox get to end by themselves when one of its limits is reached."""
+
+_STOP_TIME = STOP_GRACE + 5.0  # seconds after which a guest that does not switch off is killed
 
 _SWITCH_OFF_TIME = 2.0  # seconds between a guest's last word and its VMM's end
 
@@ -86,13 +94,15 @@ class Supervision:
         self._timings: dict[str, float] = {}
         self._began = time.monotonic()
         self._ready = False
-        self._asked = False
+        # Why it has been asked to stop.
+        self._asked: tuple[Cause, str] | None = None
         # What is noted when nothing else was seen.
         self._status = Status.CRASHED
         self._cause = Cause.SUPERVISOR_DIED
         self._reason = "the supervisor failed"
         self._vmm_exit: int | None = None
         self._life = _life.begun()._replace(pid=os.getpid(), ticks=_life.started_at(os.getpid()))
+        self._log: ExecLog | None = None
         self._answered: Vm | None = None
         self._vm: Vm | None = None
         self._cold = ""
@@ -195,6 +205,10 @@ class Supervision:
         )
         self._server = RelayServer(relay, vm.agent, listener)
         self._relay = relay
+        if self._launch.logged:
+            from microsandbox.supervisor._exec_log import open_log
+
+            self._log = open_log(self._server, self._directory.logs)
         self._server.watch(self._lifeline.fileno(), self._on_lifeline)
         self._server.watch(vm.console.fileno(), self._on_console)
         self._server.watch(vm.pidfd, self._on_vm_end)
@@ -224,10 +238,10 @@ class Supervision:
         vm.kill()
         code = self._vmm_exit = vm.reap()
         self._drain_console()
-        if code != 0 and (by_itself or not self._asked):
+        if code != 0 and (by_itself or self._asked is None):
             self._end(Cause.VMM_DIED, f"the VMM ended {_told(code)} ({lost})")
-        elif self._asked:
-            self._end(Cause.REQUESTED, "it was asked to stop")
+        elif self._asked is not None:
+            self._end(*self._asked)
         else:
             self._end(Cause.GUEST, "the guest switched itself off")
 
@@ -289,6 +303,40 @@ class Supervision:
             }
         )
         self._server.call_later(HEARTBEAT_INTERVAL, self._beat)
+        launch = self._launch
+        if self._log is not None:
+            # A command that was asked for before this has been refused.
+            self._relay.observer = self._log
+            isolation = str(self._vm.isolation)
+            self._log.event("start", f"started ({isolation})", details={"isolation": isolation})
+        if launch.max_duration is not None or launch.idle_timeout is not None:
+            from microsandbox.supervisor._limits import watch_limits
+
+            watch_limits(
+                self._server, self._relay, launch.max_duration, launch.idle_timeout, self._reach_limit
+            )
+
+    def _reach_limit(self, cause: Cause, reason: str) -> None:
+        """Stop as `msb stop` does, and say why to whoever asks."""
+        from microsandbox_core.channel import ChannelError
+
+        def cut_off() -> None:
+            self._end(cause, reason)
+            self._server.stop()
+
+        if self._asked is not None:
+            # It is being stopped. Whoever asked for that may have given it longer than it may run.
+            if cause is Cause.MAX_DURATION:
+                self._server.call_later(_STOP_TIME, cut_off)
+            return
+        # Before the guest hears of it: a creator that sees its command end finds the reason there.
+        self._say({"t": "stopping", "cause": str(cause), "reason": reason})
+        self._stop_for(cause, reason)
+        self._server.call_later(_STOP_TIME, cut_off)
+        try:
+            self._relay.open("shutdown", {"grace_ms": round(STOP_GRACE * 1000)}, lambda _event: None)
+        except ChannelError:
+            cut_off()  # clients use every stream there is, or the guest is going anyway
 
     def _beat(self) -> None:
         """Ask agentd whether it is there; when it does not say so, the sandbox is over (A02)."""
@@ -337,8 +385,13 @@ class Supervision:
     # ----------------------------------------------------------------------------------------- events
 
     def _on_request(self, method: str) -> None:
-        if method == "shutdown" and not self._asked:
-            self._asked = True
+        if method == "shutdown":
+            self._stop_for(Cause.REQUESTED, "it was asked to stop")
+
+    def _stop_for(self, cause: Cause, reason: str) -> None:
+        """The guest is asked to stop; who asks first counts."""
+        if self._asked is None:
+            self._asked = (cause, reason)
             self._note(Status.STOPPING)
 
     def _on_lifeline(self) -> None:
@@ -396,7 +449,7 @@ class Supervision:
     def _end_as_told(self, number: int) -> None:
         if number == signal.SIGUSR1:
             self._end(Cause.REPLACED, "it made room for a new sandbox of its name")
-        elif self._asked:
+        elif self._asked is not None:
             self._end(Cause.KILLED, "it had not stopped in the time it was given")
         else:
             self._end(Cause.KILLED, "it was ended at once")
@@ -444,6 +497,10 @@ class Supervision:
             self._forget_record()
         if self._vm is not None:
             self._vm.reap()
+        if self._log is not None:
+            details = {"cause": str(self._cause), "reason": self._reason}
+            self._log.event("stop", f"ended: {self._reason}", details=details)
+            self._log.close()
         self._directory.socket.unlink(missing_ok=True)
         if self._launch.ephemeral:
             self._forget_directory()
