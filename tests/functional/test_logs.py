@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from microsandbox import LogLine, Sandbox
+from microsandbox import LogLine, Sandbox, SandboxHandle
 
 from tests.support.msb import PROGRAM, Msb, Running
 from tests.support.terminal import Terminal
@@ -241,7 +241,10 @@ def test_the_sdk_reads_logs(msb: Msb, dev: str, monkeypatch: pytest.MonkeyPatch)
                 await sandbox.exec("echo", ["héllo"])
             if line.event == "exit":
                 await sandbox.stop()
-        return followed, [line async for line in Sandbox.logs_of(dev, tail=1)]
+        handle = await SandboxHandle.get(dev)
+        last = [line async for line in handle.logs(tail=1)]
+        assert last == [line async for line in Sandbox.logs_of(dev, tail=1)]
+        return followed, last
 
     followed, last = asyncio.run(main())
     assert [line.event or line.text for line in followed] == ["start", "exec", "héllo\n", "exit", "stop"]

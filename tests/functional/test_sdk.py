@@ -15,6 +15,7 @@ import pytest
 import pytest_asyncio
 from microsandbox import (
     AlreadyExists,
+    Cause,
     ConfigError,
     ExecError,
     ExecFailed,
@@ -23,6 +24,7 @@ from microsandbox import (
     NotRunning,
     OutcomeUnknown,
     Sandbox,
+    SandboxHandle,
     SandboxNotFound,
     Status,
     Stdin,
@@ -266,6 +268,20 @@ async def test_stop_while_a_command_runs(home: Host) -> None:
         seen, _ = await asyncio.gather(rest(), sandbox.stop())
         assert seen in ("signal 15", "signal 9", "unknown")
     assert home.leftovers() == []
+
+
+async def test_stops_at_once_all_wait_for_the_same_end(home: Host) -> None:
+    sandbox = await Sandbox.create("dev", image="busybox")
+    script = "trap 'sleep 1; echo written > /root/note; exit' TERM; echo up; while :; do sleep 0.1; done"
+    handle = await sandbox.exec_stream("sh", ["-c", script])
+    assert (await anext(aiter(handle))).data == b"up\n"
+    another = await SandboxHandle.get("dev")
+    await asyncio.gather(sandbox.stop(20), sandbox.stop(15), another.stop(10), another.stop(5))
+    end = (await another.inspect()).end
+    assert end == (Cause.REQUESTED, "it was asked to stop", 0)
+    async with await another.start(detached=False) as again:
+        assert (await again.exec("cat", ["/root/note"])).stdout_text == "written\n"
+    await another.remove()
 
 
 @pytest.mark.parametrize("after", [0.0, 0.02, 0.1, 0.5, 1.2])

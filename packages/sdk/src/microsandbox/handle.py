@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, Unpack
 
 from microsandbox_core import env as environment
 from microsandbox_core.agent import AgentClient
@@ -19,7 +19,8 @@ from microsandbox.errors import NotRunning, SandboxNotFound
 from microsandbox.info import End, SandboxDetails, SandboxInfo, Status
 
 if TYPE_CHECKING:
-    from microsandbox.sandbox import Sandbox
+    from microsandbox.logs import LogLine
+    from microsandbox.sandbox import LogOptions, Sandbox
 
 DEFAULT_GRACE = 10.0
 """Seconds that the processes of a sandbox get to end by themselves when it is stopped."""
@@ -79,6 +80,12 @@ class SandboxHandle:
     async def inspect(self) -> SandboxDetails:
         """Everything that is known about it. Raises `SandboxNotFound`."""
         return await asyncio.to_thread(info.inspect, self._home, self.id)
+
+    def logs(self, **wanted: Unpack[LogOptions]) -> AsyncIterator[LogLine]:
+        """The lines that its commands have printed, oldest first; see `Sandbox.logs_of`."""
+        from microsandbox.sandbox import Sandbox
+
+        return Sandbox.logs_of(self.id, **wanted)
 
     async def connect(self) -> Sandbox:
         """A connection to it. Raises `NotRunning`."""
