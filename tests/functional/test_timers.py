@@ -90,6 +90,21 @@ def test_a_stop_meanwhile_waits_for_the_same_end(msb: Msb) -> None:
         msb("rm", "--force", "dev").succeeded()
 
 
+@pytest.mark.slow
+def test_a_stop_does_not_prolong_the_max_duration(msb: Msb) -> None:
+    msb("create", "--max-duration", "5s", "--name", "dev", "busybox").succeeded()
+    try:
+        script = "trap '' TERM; echo up; while :; do sleep 1; done"
+        with msb.start("exec", "dev", "--", "sh", "-c", script) as workload:
+            assert workload.line() == b"up\n"
+            msb("stop", "-t", "10m", "dev").succeeded()
+            workload.finish()
+        end = {"cause": "max_duration", "reason": "it ran for its max-duration of 5 s", "vmm_exit": None}
+        assert _inspect(msb)["end"] == end
+    finally:
+        msb("rm", "--force", "dev").succeeded()
+
+
 def _inspect(msb: Msb) -> dict[str, Any]:
     (found,) = json.loads(msb("inspect", "dev").succeeded().out)
     assert isinstance(found, dict)

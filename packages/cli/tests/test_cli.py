@@ -14,6 +14,7 @@ from microsandbox_cli.listing import age, human_size, print_table
 PROJECT = Path(__file__).parents[1]
 COMMANDS = [
     "run", "create", "exec", "start", "stop", "rm", "ls", "cp", "load", "images", "rmi", "setup", "doctor",
+    "ps", "inspect", "restart", "wait", "ping", "logs",
     "image ls", "image inspect", "image rm", "df", "prune", "completion",
 ]  # fmt: skip
 
