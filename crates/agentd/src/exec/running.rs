@@ -24,6 +24,10 @@ const QUIET: Duration = Duration::from_millis(100);
 /// A descendant that is never silent is listened to this long.
 const DRAIN: Duration = Duration::from_secs(5);
 
+/// How often killed processes are looked at, and how long they are waited for.
+const DYING: Duration = Duration::from_millis(5);
+const KILL: Duration = Duration::from_secs(5);
+
 /// The capacity of a busy output's pipe.
 const LARGE_PIPE: i32 = 256 << 10;
 
@@ -255,6 +259,12 @@ impl Exec {
         };
         if any && !self.cancelled && deadline.is_none_or(|deadline| deadline > now) {
             context.timers.set(self.stream, deadline);
+            return;
+        }
+        // What was killed has to be gone when that is told.
+        let killed = self.timed_out || self.cancelled;
+        if killed && now < at + KILL && self.cgroup.as_ref().is_some_and(Cgroup::populated) {
+            context.timers.set(self.stream, Some(now + DYING));
             return;
         }
         let (key, number) = match status {
