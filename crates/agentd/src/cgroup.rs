@@ -45,6 +45,11 @@ impl Cgroup {
         }
     }
 
+    /// Whether there is a process in the group, also one that is just ending.
+    pub fn populated(&self) -> bool {
+        read_at(&self.directory, c"cgroup.events").is_ok_and(|text| text.contains("populated 1"))
+    }
+
     /// Whether the kernel killed a process of this group for memory.
     pub fn oom_killed(&self) -> bool {
         read_at(&self.directory, c"memory.events").is_ok_and(|text| oom_kills(&text) > 0)

@@ -28,6 +28,10 @@ const DRAIN: Duration = Duration::from_secs(5);
 /// More than the kernel keeps of what a terminal shows: it does not say how much of that there is.
 const TERMINAL_BUFFER: usize = 64 << 10;
 
+/// How often killed processes are looked at, and how long they are waited for.
+const DYING: Duration = Duration::from_millis(5);
+const KILL: Duration = Duration::from_secs(5);
+
 /// The capacity of a busy output's pipe.
 const LARGE_PIPE: i32 = 256 << 10;
 
@@ -265,6 +269,12 @@ impl Exec {
         };
         if any && !self.cancelled && deadline.is_none_or(|deadline| deadline > now) {
             context.timers.set(self.stream, deadline);
+            return;
+        }
+        // What was killed has to be gone when that is told.
+        let killed = self.timed_out || self.cancelled;
+        if killed && now < at + KILL && self.cgroup.as_ref().is_some_and(Cgroup::populated) {
+            context.timers.set(self.stream, Some(now + DYING));
             return;
         }
         let (key, number) = match status {

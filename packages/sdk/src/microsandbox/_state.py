@@ -57,11 +57,14 @@ class Record(NamedTuple):
 _left_open: list[sqlite3.Connection] | None = None
 
 
+_LOG_PAGES = 24
+
+
 def leave_open() -> None:
     """From now on `State.close` closes nothing: for a process that ends soon, by `os._exit`.
 
     Whoever closes a database last copies its log into it, with four waits for the disk. Left alone, the
-    log is copied every thousand pages by whoever writes then; a killed process leaves it the same way.
+    log is copied every few runs by whoever writes then; a killed process leaves it the same way.
     """
     global _left_open
     if _left_open is None:
@@ -191,6 +194,8 @@ class State:
             # A crash of the machine may lose the last rows, never the database: rows describe
             # directories, and what disagrees is repaired by the next command.
             connection.execute("PRAGMA synchronous = NORMAL")
+            # Pages of the log after which whoever writes copies it into the database: see `leave_open`.
+            connection.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
         except BaseException:
             connection.close()
             raise
