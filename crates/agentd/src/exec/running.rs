@@ -74,6 +74,8 @@ pub struct Exec {
     cgroup: Option<Cgroup>,
     deadline: Option<Instant>,
     timed_out: bool,
+    /// The program itself was killed for memory, and with it all that it had started.
+    out_of_memory: bool,
     /// Nobody waits for the rest of the output.
     cancelled: bool,
     /// Whether the stream waits in the queue of turns.
@@ -114,6 +116,7 @@ impl Exec {
             // What no clock can count to is no limit.
             deadline: request.timeout_ms.and_then(after),
             timed_out: false,
+            out_of_memory: false,
             cancelled: false,
             in_turn: false,
             second_first: false,
@@ -272,7 +275,7 @@ impl Exec {
             return;
         }
         // What was killed has to be gone when that is told.
-        let killed = self.timed_out || self.cancelled;
+        let killed = self.timed_out || self.cancelled || self.out_of_memory;
         if killed && now < at + KILL && self.cgroup.as_ref().is_some_and(Cgroup::populated) {
             context.timers.set(self.stream, Some(now + DYING));
             return;
@@ -425,6 +428,13 @@ impl Handler for Exec {
         self.hear_report(context);
         if !matches!(self.phase, Phase::Running) {
             return;
+        }
+        if let (Status::Signal(libc::SIGKILL), Some(cgroup)) = (status, &self.cgroup) {
+            // What it has left behind would go on filling the memory, with nobody to wait for it.
+            self.out_of_memory = cgroup.oom_killed();
+            if self.out_of_memory {
+                cgroup.kill();
+            }
         }
         let exited = match status {
             Status::Code(code) => Map::new().with("e", "exited").with("code", i64::from(code)),
