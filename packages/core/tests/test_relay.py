@@ -90,17 +90,24 @@ class World:
             self.relay.client_sent(client, len(data))
             self.events[client] += self.clients[client].receive(data)
 
+    def flush(self, client: int) -> bool:
+        """Carries all that a client has to say to the relay. True if there was anything."""
+        connection = self.clients[client]
+        said = False
+        while pieces := connection.output():
+            said = True
+            data = b"".join(pieces)
+            connection.sent(len(data))
+            self.relay.client_received(client, data)
+        return said
+
     def pump(self) -> None:
         """Carries everything everywhere until nothing moves."""
         moving = True
         while moving:
             moving = False
-            for client, connection in self.clients.items():
-                while pieces := connection.output():
-                    moving = True
-                    data = b"".join(pieces)
-                    connection.sent(len(data))
-                    self.relay.client_received(client, data)
+            for client in self.clients:
+                moving |= self.flush(client)
             while pieces := self.guest.output():
                 moving = True
                 data = b"".join(pieces)
@@ -708,6 +715,8 @@ class Crowd(RuleBasedStateMachine):
     def client_raves(self, pick: int, noise: bytes) -> None:
         client = self.client_of(pick)
         if client is not None:
+            # What it has said so far may end in the middle of a frame, which the noise would only lengthen.
+            self.world.flush(client)
             self.world.relay.client_received(client, b"\xff\xff\xff\xff" + noise)
             assert client in self.world.relay.closed_clients()
             self.world.gone(client)
@@ -763,6 +772,23 @@ TestCrowd = Crowd.TestCase
 TestCrowd.settings = settings(
     max_examples=50, stateful_step_count=60, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
+
+
+@given(cut=st.integers(1, 3000), noise=st.binary(max_size=40))
+def test_a_client_that_raves_in_the_middle_of_a_frame_is_closed_alone(cut: int, noise: bytes) -> None:
+    world = World()
+    world.connect(1)
+    world.connect(2)
+    stream, _ = world.running(1)
+    payload = bytes(3000)
+    frame = encode_data(stream, STDIN, payload) + payload
+    world.relay.client_received(1, frame[:cut])
+    # Longer than any frame that the cut and the noise have begun.
+    world.relay.client_received(1, noise + b"\xff" * (2 * MAX_DATA))
+    assert world.relay.closed_clients() == {1}
+    world.gone(1)
+    world.running(2)
+    assert world.relay.error is None
 
 
 def test_a_hello_of_the_guest_is_done_once() -> None:
