@@ -10,7 +10,9 @@ export PATH := $(CURDIR)/.tools/bin:$(PATH)
 
 RUN := uv run --no-sync
 MODULES := microsandbox_core microsandbox_net microsandbox_fs microsandbox_oci microsandbox microsandbox_cli
-TESTS := $(sort $(dir $(wildcard packages/*/tests/*.py))) tests demo
+TESTS := conftest.py $(sort $(dir $(wildcard packages/*/tests/*.py))) tests demo
+# Files of tests beside each other, a process for each processor; PYTEST=-n0: one after the other, for --pdb.
+BESIDE := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 # Directories whose programs import their neighbours, as Python lets a script do.
 SCRIPTS := demo:tests/vectors:tests/performance
 # What a checkout holds besides its sources once it is built.
@@ -38,13 +40,18 @@ demo: setup ## build an image, boot microVMs from it, show what the guest printe
 
 .PHONY: test
 test: setup ## all tests, Rust and Python (PYTEST="-m 'not slow'" passes options on)
-	@scripts/need mkfs.erofs=erofs-utils busybox=busybox-static tmux=tmux
+	@scripts/need mkfs.erofs=erofs-utils busybox=busybox-static tmux=tmux openssl=openssl \
+	  docker-registry=docker-registry skopeo=skopeo umoci=umoci htpasswd=apache2-utils
+# The tests of completion and of the manual pages are skipped without these.
+	@[ "$$(id -u)" != 0 ] || scripts/need zsh=zsh fish=fish mandoc=mandoc
+# So are those of the network without these.
+	@[ "$$(id -u)" != 0 ] || scripts/need ip=iproute2 nsenter=util-linux
 	cargo test --workspace --locked --quiet
-	$(RUN) pytest $(PYTEST)
+	$(RUN) pytest $(BESIDE) $(PYTEST)
 
 .PHONY: cold
-cold: setup ## the VM tests once more, with kernels that boot rather than start from templates
-	MSB_COLD=1 $(RUN) pytest -m "vm and not once" tests $(PYTEST)
+cold: setup ## the VM tests once more, with kernels that boot rather than start from templates (COLD=FILES: only these)
+	MSB_COLD=1 $(RUN) pytest $(BESIDE) -m "vm and not once" $(or $(COLD),tests) $(PYTEST)
 
 .PHONY: lint
 lint: environment ## formatting, style, types, import directions
@@ -55,6 +62,27 @@ lint: environment ## formatting, style, types, import directions
 	$(RUN) lint-imports
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
+
+.PHONY: docs
+docs: environment ## the reference of the command line: docs/cli.md, the settings' schema, the manual pages
+	$(RUN) python -m microsandbox_cli.manual .
+
+# What an input executes is counted where the toolchain can: those that reach something new are drawn from.
+FUZZ_SECONDS ?= 60
+COUNTED = $(if $(wildcard $(shell rustc --print target-libdir)/libprofiler_builtins-*),-C instrument-coverage --cfg counted)
+
+.PHONY: fuzz
+fuzz: export LLVM_PROFILE_FILE := /dev/null
+fuzz: environment ## what parses images and what guests send, against drawn inputs (FUZZ_SECONDS=60 for each target)
+	for package in oci net fs; do \
+	  RUSTFLAGS="$(COUNTED)" cargo build --release --locked --quiet --target-dir target/fuzz/$$package \
+	    --manifest-path packages/$$package/fuzz/Cargo.toml; done
+# Those in Rust and those in Python beside each other.
+	@trap 'kill $$(jobs -p) 2>/dev/null || true' EXIT; begun=; \
+	  for package in oci net fs; do \
+	    target/fuzz/$$package/release/fuzz --seconds $(FUZZ_SECONDS) & begun="$$begun $$!"; done; \
+	  for target in packages/oci/fuzz/fuzz_*.py; do $(RUN) python "$$target" --seconds $(FUZZ_SECONDS); done; \
+	  for process in $$begun; do wait "$$process"; done
 
 .PHONY: bench
 bench: setup ## figures for start latency, throughput and memory

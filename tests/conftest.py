@@ -13,14 +13,21 @@ import pytest
 from microsandbox_core import env
 from microsandbox_core.host.libkrunfw import find_libkrunfw
 
+from tests.support.beside import DIRECTORY
 from tests.support.canary import Canary
 from tests.support.host import Host
 from tests.support.msb import Msb
 
 
-def _short_directory() -> Iterator[Path]:
+@pytest.fixture(scope="session")
+def run_directory(request: pytest.FixtureRequest) -> Path:
+    """A directory of this run for homes, whose paths stay short; its tests and nobody else's are in it."""
+    return request.config.stash[DIRECTORY]
+
+
+def _short_directory(run_directory: Path) -> Iterator[Path]:
     # Not tmp_path: a Unix socket's path has 108 bytes, and what happens beyond has a test of its own.
-    directory = Path(tempfile.mkdtemp(prefix="msb-"))
+    directory = Path(tempfile.mkdtemp(dir=run_directory))
     yield directory
     shutil.rmtree(directory, ignore_errors=True)
 
@@ -33,7 +40,13 @@ def settings() -> dict[str, str]:
         pytest.fail("no libkrunfw.so.5 on this machine: run `make setup`", pytrace=False)
     # With MSB_COLD in the environment of the tests every sandbox boots: the suite has to pass both ways.
     cold = env.value(env.MSB_COLD)
-    return {env.MSB_LIBKRUNFW: str(library), **({env.MSB_COLD: cold} if cold else {})}
+    return {
+        env.MSB_LIBKRUNFW: str(library),
+        # No test asks a registry of the real world: what is not on loopback goes to a port where nobody is.
+        "HTTPS_PROXY": "http://127.0.0.1:9",
+        "NO_PROXY": "127.0.0.1,localhost",
+        **({env.MSB_COLD: cold} if cold else {}),
+    }
 
 
 @pytest.fixture(scope="session")
@@ -43,19 +56,41 @@ def busybox_layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def _shared_directory() -> Iterator[Path]:
-    yield from _short_directory()
+def _shared_directory(run_directory: Path) -> Iterator[Path]:
+    yield from _short_directory(run_directory)
 
 
 @pytest.fixture(scope="session")
-def shared_home(_shared_directory: Path, settings: dict[str, str], busybox_layout: Path) -> Path:
-    """A home with busybox that has started sandboxes before, so that its cache is complete."""
+def _homes(
+    _shared_directory: Path,
+    settings: dict[str, str],
+    busybox_layout: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, Path]:
     msb = Msb(_shared_directory, settings)
     msb("load", f"oci:{busybox_layout}", "-t", "busybox").succeeded()
     # The first makes the template of the machine, the second that of the image.
     msb.run("true").succeeded()
     msb.run("true").succeeded()
-    return _shared_directory
+    # Before any test leaves more there. Copies of templates are of no use: they are trusted only where they
+    # were made.
+    plain = tmp_path_factory.mktemp("plain")
+    # The upper in the cache is 8 GiB of holes.
+    subprocess.run(["cp", "-a", "--sparse=always", msb.home / "cache", plain], check=True)
+    shutil.rmtree(plain / "cache" / "templates", ignore_errors=True)
+    return msb.home, plain / "cache"
+
+
+@pytest.fixture(scope="session")
+def shared_home(_homes: tuple[Path, Path]) -> Path:
+    """A home with busybox that has started sandboxes before, so that its cache is complete."""
+    return _homes[0]
+
+
+@pytest.fixture(scope="session")
+def plain_cache(_homes: tuple[Path, Path]) -> Path:
+    """What the shared home's cache was before any test, without templates: to be copied into other homes."""
+    return _homes[1]
 
 
 @pytest.fixture
@@ -78,13 +113,10 @@ def host(msb: Msb) -> Host:
 
 
 @pytest.fixture
-def own_home(shared_home: Path) -> Iterator[Path]:
-    """A home for one test, which starts as a copy of the shared one's cache."""
-    for directory in _short_directory():
-        # The upper in the cache is 8 GiB of holes.
-        subprocess.run(["cp", "-a", "--sparse=always", shared_home / "cache", directory], check=True)
-        # Copies of templates are of no use: they are trusted only where they were made.
-        shutil.rmtree(directory / "cache" / "templates", ignore_errors=True)
+def own_home(plain_cache: Path, run_directory: Path) -> Iterator[Path]:
+    """A home for one test, with busybox."""
+    for directory in _short_directory(run_directory):
+        subprocess.run(["cp", "-a", "--sparse=always", plain_cache, directory], check=True)
         yield directory
 
 
@@ -99,9 +131,9 @@ def own_msb(own_home: Path, settings: dict[str, str]) -> Iterator[Msb]:
 
 
 @pytest.fixture
-def empty_msb(settings: dict[str, str]) -> Iterator[Msb]:
+def empty_msb(settings: dict[str, str], run_directory: Path) -> Iterator[Msb]:
     """`msb` with a home that does not exist yet."""
-    for directory in _short_directory():
+    for directory in _short_directory(run_directory):
         yield Msb(directory / "home", settings)
 
 

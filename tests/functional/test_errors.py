@@ -7,6 +7,7 @@ import os
 import shutil
 import sqlite3
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -186,12 +187,12 @@ def test_a_file_in_place_of_a_directory_of_the_home(own_msb: Msb, place: str) ->
 
 @pytest.mark.vm
 def test_a_home_whose_path_is_longer_than_a_sockets_address(
-    settings: dict[str, str], shared_home: Path, tmp_path: Path
+    settings: dict[str, str], plain_cache: Path, tmp_path: Path
 ) -> None:
     # L05: path > 108 bytes
     home = tmp_path / ("long" * 25) / ("longer" * 10)
     home.mkdir(parents=True)
-    subprocess.run(["cp", "-a", "--sparse=always", shared_home / "cache", home], check=True)
+    subprocess.run(["cp", "-a", "--sparse=always", plain_cache, home], check=True)
     msb = Msb(home, settings)
     assert msb.run("echo", "far away").succeeded().text == "far away\n"
     msb("create", "busybox", "--name", "dev").succeeded()
@@ -203,22 +204,21 @@ def test_a_home_whose_path_is_longer_than_a_sockets_address(
 @pytest.mark.vm
 @pytest.mark.parametrize("name", ["space 'quote' \"double\" ünïcode", "comma,colon:equals=per%cent\\back"])
 def test_a_home_whose_path_has_awkward_signs(
-    settings: dict[str, str], shared_home: Path, tmp_path: Path, name: str
+    settings: dict[str, str], plain_cache: Path, tmp_path: Path, name: str
 ) -> None:
     home = tmp_path / name
     home.mkdir()
-    subprocess.run(["cp", "-a", "--sparse=always", shared_home / "cache", home], check=True)
+    subprocess.run(["cp", "-a", "--sparse=always", plain_cache, home], check=True)
     assert Msb(home, settings).run("echo", "there").succeeded().text == "there\n"
 
 
 @pytest.fixture
-def small(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+def small(run_directory: Path) -> Iterator[Callable[[str], Path]]:
     """Mounts a file system of the given size and returns its directory."""
     mounted: list[Path] = []
 
     def mount(size: str) -> Path:
-        directory = tmp_path / f"small-{size}"
-        directory.mkdir()
+        directory = Path(tempfile.mkdtemp(dir=run_directory))
         options = f"size={size},mode=755"
         subprocess.run(["mount", "-t", "tmpfs", "-o", options, "msb-test", directory], check=True)
         mounted.append(directory)

@@ -137,8 +137,14 @@ def test_between_sandboxes_and_within_one(box: Msb, tmp_path: Path) -> None:
         box("cp", "other:/there", tmp_path / "copy").succeeded()
         assert snapshot(tmp_path / "copy") == snapshot(tmp_path / "source")
         assert "into itself" in box("cp", "other:/here", "other:/here/below").failed(1)
+        # One that is stopped is started for it.
         box("stop", "other").succeeded()
-        assert "'other' is not running" in box("cp", "box:/srv", "other:/x").failed()
+        box("cp", "box:/srv", "other:/x").succeeded()
+        assert "into itself" in box("cp", "other:/x", "other:/x/below").failed(1)
+        (tmp_path / "copy").rename(tmp_path / "before")
+        box("cp", "other:/x", tmp_path / "copy").succeeded()
+        assert snapshot(tmp_path / "copy") == snapshot(tmp_path / "source")
+        assert box("ls", "-q", "--running").succeeded().text == "box\n"
     finally:
         box("rm", "--force", "other").succeeded()
 
@@ -157,9 +163,9 @@ def test_every_mistake_is_one_line_that_names_it(box: Msb, tmp_path: Path) -> No
         ("box:/etc/passwd", tmp_path / "no" / "x", 1, f"{tmp_path}/no: no such directory"),
         ("box:/etc", tmp_path / "f", 1, f"{tmp_path}/f: is not a directory"),
         ("nobody:/etc", tmp_path / "x", 125, "no sandbox named 'nobody'"),
-        ("box:etc", tmp_path / "x", 125, "has to be absolute"),
-        ("a", "b", 125, "neither path is in a sandbox"),
-        (":/a", "b", 125, "no sandbox is named"),
+        ("box:etc", tmp_path / "x", 2, "has to be absolute"),
+        ("a", "b", 2, "neither path is in a sandbox"),
+        (":/a", "b", 2, "no sandbox is named"),
     ):
         assert message in box("cp", source, destination).failed(code)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["d", "f"]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import tarfile
 from pathlib import Path
 
 import pytest
+from microsandbox.sync import Image
 from microsandbox_oci import ImageConfig
 
 from tests.support.images import write_layout
-from tests.support.msb import Msb
+from tests.support.msb import PROGRAM, Msb
 
 
 def _archive(layout: Path, target: Path) -> Path:
@@ -53,6 +55,88 @@ def test_an_archive_is_read_from_a_file_and_from_standard_input(
     assert len({image["digest"] for image in json.loads(empty_msb("images", "--format", "json").out)}) == 1
 
 
+def test_an_image_is_exported(empty_msb: Msb, busybox_layout: Path, tmp_path: Path) -> None:
+    empty_msb("load", f"oci:{busybox_layout}", "-t", "busybox").succeeded()
+    target = tmp_path / "root.tar"
+    empty_msb("image", "export", "-o", target, "busybox").succeeded()
+    with tarfile.open(target) as tar:
+        found = {entry.name: entry for entry in tar}
+    assert (found["tmp"].mode, found["bin/sh"].linkname, found["home/demo"].uid) == (0o1777, "busybox", 1000)
+    assert empty_msb("image", "export", "busybox").succeeded().out == target.read_bytes()
+    assert empty_msb("image", "export", "-o", "/dev/stdout", "busybox").succeeded().out == target.read_bytes()
+
+
+def test_an_export_that_fails_leaves_what_was_there(
+    empty_msb: Msb, busybox_layout: Path, tmp_path: Path
+) -> None:
+    empty_msb("load", f"oci:{busybox_layout}", "-t", "busybox").succeeded()
+    target = tmp_path / "root.tar"
+    target.write_bytes(b"before")
+    assert "nothing" in empty_msb("image", "export", "-o", target, "nothing").failed()
+    missing = tmp_path / "missing" / "root.tar"
+    assert f"cannot write {missing}: No such file" in empty_msb(
+        "image", "export", "-o", missing, "busybox"
+    ).failed(1)
+    assert "No space left" in empty_msb("image", "export", "-o", "/dev/full", "busybox").failed(1)
+    # In the middle of the archive: blocks of 512 bytes.
+    cut = subprocess.run(
+        ["sh", "-c", 'ulimit -f 1000; exec "$@"', "sh", PROGRAM, "image", "export", "-o", target, "busybox"],
+        env=empty_msb.environ, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (cut.returncode, cut.stderr.splitlines()[0]) == (
+        1,
+        f"error: cannot write {target}: File too large",
+    )
+    assert target.read_bytes() == b"before"
+    assert [path for path in tmp_path.iterdir() if path.is_file()] == [target]
+
+
+def test_a_reader_that_leaves_ends_an_export_quietly(empty_msb: Msb, busybox_layout: Path) -> None:
+    empty_msb("load", f"oci:{busybox_layout}", "-t", "busybox").succeeded()
+    with empty_msb.start("image", "export", "busybox") as command:
+        assert command.stdout.read(100)[:2] == b"./"
+        command.stdout.close()
+        assert command.process.stderr is not None
+        assert command.process.stderr.read() == b""
+        assert command.process.wait(timeout=20) != 0
+
+
+CONFIG = ImageConfig(
+    env=("PATH=/bin", "COLOUR=green"),
+    entrypoint=("sh", "-c"),
+    cmd=("echo",),
+    working_dir="/var",
+    user="demo:demo",
+    labels={"org.example.of": "the image"},
+    stop_signal="SIGUSR1",
+    exposed_ports=("53/udp", "8080/tcp"),
+    volumes=("/data", "/var/lib/db"),
+)
+
+
+def test_all_that_an_image_says_about_running_it_is_shown(
+    empty_msb: Msb, settings: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty_msb("load", f"oci:{write_layout(tmp_path / 'layout', CONFIG)}", "-t", "app").succeeded()
+    shown = json.loads(empty_msb("image", "inspect", "app").succeeded().out)["config"]
+    assert shown == {
+        "env": ["PATH=/bin", "COLOUR=green"],
+        "entrypoint": ["sh", "-c"],
+        "cmd": ["echo"],
+        "working_dir": "/var",
+        "user": "demo:demo",
+        "labels": {"org.example.of": "the image"},
+        "stop_signal": "SIGUSR1",
+        "exposed_ports": ["53/udp", "8080/tcp"],
+        "volumes": ["/data", "/var/lib/db"],
+    }
+    for variable, value in {"MSB_HOME": str(empty_msb.home), **settings}.items():
+        monkeypatch.setenv(variable, value)
+    assert Image.inspect("app").config == CONFIG
+    Image.export("app", tmp_path / "root.tar")
+    assert empty_msb("image", "export", "app").succeeded().out == (tmp_path / "root.tar").read_bytes()
+
+
 def test_an_image_that_is_not_there_is_an_error_with_a_hint(empty_msb: Msb) -> None:
     for arguments in (["run", "nothing", "--", "true"], ["image", "inspect", "nothing"]):
         assert "nothing" in empty_msb(*arguments).failed(125)
@@ -82,3 +166,19 @@ def test_the_newest_image_of_a_name_is_the_one_that_counts(empty_msb: Msb, tmp_p
         layout = write_layout(tmp_path / version, ImageConfig(cmd=("echo", version)))
         empty_msb("load", f"oci:{layout}", "-t", "app").succeeded()
     assert json.loads(empty_msb("image", "inspect", "app").succeeded().out)["config"]["cmd"] == ["echo", "2"]
+
+
+def test_limits_are_set_in_a_file_of_the_home(empty_msb: Msb, busybox_layout: Path) -> None:
+    empty_msb.home.mkdir()
+    limits = empty_msb.home / "limits.toml"
+    limits.write_text('layer_size = "4K"\n')
+    said = empty_msb("load", f"oci:{busybox_layout}").failed(125)
+    assert "exceeds a limit" in said
+    assert "limits.toml" in said
+    limits.write_text('layer_siez = "4K"\n')
+    assert f"{limits}: unknown limit layer_siez" in empty_msb("load", f"oci:{busybox_layout}").failed(125)
+    limits.write_text('layer_size = "1G"\n')
+    empty_msb("load", f"oci:{busybox_layout}", "-t", "box").succeeded()
+    # What is there is there, whatever would be accepted now.
+    limits.write_text('layer_size = "4K"\n')
+    assert "box:latest" in empty_msb("images", "-q").succeeded().text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -79,9 +80,33 @@ def test_exec_start_stop_and_rm_of_what_is_not_there(msb: Msb) -> None:
     msb("rm", "--force", "nobody").succeeded()
 
 
-def test_exec_in_a_stopped_sandbox_tells_how_to_start_it(msb: Msb, dev: str) -> None:
+def test_exec_in_a_stopped_sandbox_starts_it_and_stops_it_again(msb: Msb, dev: str, host: Host) -> None:
     msb("stop", dev).succeeded()
-    assert f"msb start {dev}" in msb("exec", dev, "--", "true").failed(125)
+    done = msb("exec", dev, "--", "sh", "-c", "echo kept > /root/note; cat; exit 3", stdin=b"input\n")
+    assert (done.code, done.text) == (3, "input\n")
+    assert (host.processes(), host.sockets(), host.locks()) == ([], [], [])
+    assert json.loads(msb("ls", "--format", "json").out)[0]["status"] == "stopped"
+    assert msb("exec", dev, "--", "cat", "/root/note").succeeded().text == "kept\n"
+    # What cannot be run is stopped after, too.
+    msb("exec", dev, "--", "no-such-command").failed(127)
+    assert (host.processes(), host.sockets(), host.locks()) == ([], [], [])
+
+
+def test_a_sandbox_that_runs_goes_on_after_an_exec(msb: Msb, dev: str) -> None:
+    msb("exec", dev, "--", "true").succeeded()
+    assert json.loads(msb("ls", "--format", "json").out)[0]["status"] == "running"
+
+
+def test_an_exec_that_is_killed_takes_the_sandbox_that_it_started_along(
+    msb: Msb, dev: str, host: Host
+) -> None:
+    msb("stop", dev).succeeded()
+    with msb.start("exec", dev, "--", "sh", "-c", "echo up; cat") as command:
+        assert command.line() == b"up\n"
+        supervisor = host.sandbox().supervisor
+        command.process.kill()
+        supervisor.wait_gone(within=20)
+    assert msb("exec", dev, "--", "echo", "again").succeeded().text == "again\n"
 
 
 def test_stop_and_start_twice_say_so_or_do_nothing(msb: Msb, dev: str, host: Host) -> None:
@@ -131,6 +156,17 @@ def test_rm_force_ends_what_runs_and_takes_everything(msb: Msb, host: Host) -> N
     running.vmm.wait_gone(within=0)
     assert host.leftovers() == []
     assert sorted(set(host.tree()) ^ set(before)) == []
+
+
+@pytest.mark.slow
+def test_a_clock_that_is_wrong_is_set_again(msb: Msb, dev: str) -> None:
+    """As after a suspend of the host, in which the guest stands still."""
+
+    def seconds_off() -> float:
+        return abs(int(msb("exec", dev, "--", "date", "+%s").succeeded().text) - time.time())
+
+    msb("exec", dev, "--", "date", "-s", "@1000000000").succeeded()
+    eventually(lambda: seconds_off() < 3, within=40, what="the clock is the host's")
 
 
 def test_a_client_killed_in_the_middle_of_exec_takes_its_command_along(msb: Msb, dev: str) -> None:

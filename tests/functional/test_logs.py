@@ -177,7 +177,7 @@ def test_l_what_cannot_be_shown_is_one_line(msb: Msb, dev: str) -> None:
         (["--grep", "("], "--grep"),
         (["--source", "console", "--since", "1h"], "--since"),
     ):
-        assert named in msb("logs", dev, *options).failed(125)
+        assert named in msb("logs", dev, *options).failed(2)
     assert "nobody" in msb("logs", "nobody").failed(125)
     with msb.start("run", "busybox", "--", "sh", "-c", "echo up; cat") as running:
         assert running.line() == b"up\n"
@@ -233,7 +233,7 @@ def test_the_sdk_reads_logs(msb: Msb, dev: str, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("MSB_HOME", str(msb.home))
 
     async def main() -> tuple[list[LogLine], list[LogLine]]:
-        sandbox = await Sandbox.get(dev)
+        sandbox = await Sandbox.connect(dev)
         followed = []
         async for line in sandbox.logs(follow=True, sources=["stdout", "system"]):
             followed.append(line)

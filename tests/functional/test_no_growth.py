@@ -10,7 +10,12 @@ import pytest
 from tests.support.msb import Msb
 from tests.support.process import zombies_of
 
-pytestmark = [pytest.mark.vm, pytest.mark.slow, pytest.mark.once]
+pytestmark = [
+    pytest.mark.vm,
+    pytest.mark.slow,
+    pytest.mark.once,
+    pytest.mark.alone(reason="the machine's shared memory is counted"),
+]
 
 RUNS = int(os.environ.get("MSB_TEST_RUNS", "20"))
 """The promise is about 1,000; a whole one takes half an hour where guests are emulated."""

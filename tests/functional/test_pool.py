@@ -72,6 +72,7 @@ def _all_running(home: Host, count: int) -> list[RunningSandbox]:
     return eventually(look, within=10, what=f"{count} running sandboxes")
 
 
+@pytest.mark.alone(reason="the time of something that takes no time is measured")
 async def test_sandboxes_are_handed_out_without_a_start_and_replaced(home: Host) -> None:
     async with _pool(2) as pool:
         await pool.wait_full(FILLED)
@@ -187,7 +188,7 @@ async def test_a_body_that_is_cancelled_leaves_nothing(home: Host) -> None:
 async def test_settings_that_cannot_be(home: Host) -> None:
     before = home.tree()
     with pytest.raises(ImageNotFound):
-        await SandboxPool(image="nothing-of-this-name", size=1).__aenter__()
+        await SandboxPool(image="nothing-of-this-name", size=1, pull_policy="never").__aenter__()
     with pytest.raises(ConfigError):
         SandboxPool(image="busybox", size=1, memory="1M")
     assert sorted(set(home.tree()) ^ set(before)) == []

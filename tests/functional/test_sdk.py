@@ -17,8 +17,12 @@ from microsandbox import (
     AlreadyExists,
     Cause,
     ConfigError,
+    End,
     ExecError,
+    ExecExited,
     ExecFailed,
+    ExecStarted,
+    ExecStdout,
     ExecTimeout,
     ImageNotFound,
     NotRunning,
@@ -93,9 +97,9 @@ async def test_a_named_sandbox_stops_and_starts(home: Host) -> None:
             await Sandbox.remove("dev")
     try:
         with pytest.raises(NotRunning):
-            await Sandbox.get("dev")
+            await Sandbox.connect("dev")
         again = await Sandbox.start("dev")
-        other = await Sandbox.get("dev")
+        other = await Sandbox.connect("dev")
         assert (await other.exec("cat", ["/root/note"])).stdout_text == "1 box\n"
         await other.detach()
         await again.stop()
@@ -113,7 +117,7 @@ async def test_settings_that_cannot_be(home: Host) -> None:
             await Sandbox.create(image="busybox", **settings)
         assert caught.value.hint
     with pytest.raises(ImageNotFound):
-        await Sandbox.create(image="nothing-of-this-name")
+        await Sandbox.create(image="nothing-of-this-name", pull_policy="never")
     assert sorted(set(home.tree()) ^ set(before)) == []
 
 
@@ -151,9 +155,10 @@ async def test_standard_input_from_bytes_a_file_and_a_pipe(sandbox: Sandbox, tmp
     )
     sink = handle.take_stdin()
     events = aiter(handle)
+    assert await anext(events) == ExecStarted(handle.pid)
     for word in (b"one", b"two"):
         await sink.write(word + b"\n")
-        assert (await anext(events)).data == b"got " + word + b"\n"
+        assert await anext(events) == ExecStdout(b"got " + word + b"\n")
     await sink.close()
     assert [event.kind async for event in events][-1] == "exited"
 
@@ -172,12 +177,13 @@ async def test_signals_and_kill(sandbox: Sandbox) -> None:
     script = "trap 'echo caught; exit 5' USR1; echo up; while :; do sleep 0.1; done"
     handle = await sandbox.exec_stream("sh", ["-c", script])
     events = aiter(handle)
-    assert (await anext(events)).data == b"up\n"
+    assert (await anext(events)).kind == "started"
+    assert await anext(events) == ExecStdout(b"up\n")
     handle.signal(10)
     rest = [event async for event in events]
     # The group gets it: the shell may say on stderr that its sleep was killed.
     assert [event.data for event in rest if event.kind == "stdout"] == [b"caught\n"]
-    assert rest[-1].exit_code == 5
+    assert rest[-1] == ExecExited(5, None)
 
     handle = await sandbox.exec_stream("sleep", ["600"])
     handle.kill()
@@ -194,13 +200,15 @@ async def test_a_command_at_a_terminal(sandbox: Sandbox) -> None:
     script = "trap 'stty size; exit 3' WINCH; stty size; while :; do sleep 600 & wait $!; done"
     handle = await sandbox.exec_stream("sh", ["-c", script], stdin=Stdin.pipe(), tty=Terminal(10, 20, "dumb"))
     events = aiter(handle)
-    assert (await anext(events)).data == b"10 20\r\n"
+    assert (await anext(events)).kind == "started"
+    assert await anext(events) == ExecStdout(b"10 20\r\n")
     for rows, cols in ((0, 80), (24, 65_536)):
         with pytest.raises(ValueError, match="is not 1 to 65535"):
             handle.resize(rows, cols)
     handle.resize(30, 40)
     rest = [event async for event in events]
-    assert (b"".join(event.data for event in rest), rest[-1].exit_code) == (b"30 40\r\n", 3)
+    shown = b"".join(event.data for event in rest if event.kind == "stdout")
+    assert (shown, rest[-1]) == (b"30 40\r\n", ExecExited(3, None))
     handle.resize(50, 60)
 
     handle = await sandbox.exec_stream("true")
@@ -229,7 +237,8 @@ async def test_the_vmm_killed_in_the_middle_of_exec(home: Host) -> None:
     async with await Sandbox.create(image="busybox") as sandbox:
         handle = await sandbox.exec_stream("sh", ["-c", "echo up; sleep 600"])
         events = aiter(handle)
-        assert (await anext(events)).data == b"up\n"
+        assert (await anext(events)).kind == "started"
+        assert await anext(events) == ExecStdout(b"up\n")
         home.sandbox().vmm.kill()
         with pytest.raises(OutcomeUnknown):
             await anext(events)
@@ -257,11 +266,12 @@ async def test_stop_while_a_command_runs(home: Host) -> None:
     async with await Sandbox.create(image="busybox") as sandbox:
         handle = await sandbox.exec_stream("sh", ["-c", "echo up; exec sleep 600"])
         events = aiter(handle)
-        assert (await anext(events)).data == b"up\n"
+        assert (await anext(events)).kind == "started"
+        assert await anext(events) == ExecStdout(b"up\n")
 
         async def rest() -> str:
             try:
-                return f"signal {[event async for event in events][-1].signal}"
+                return f"signal {(await handle.wait()).signal}"
             except OutcomeUnknown:
                 return "unknown"
 
@@ -274,11 +284,11 @@ async def test_stops_at_once_all_wait_for_the_same_end(home: Host) -> None:
     sandbox = await Sandbox.create("dev", image="busybox")
     script = "trap 'sleep 1; echo written > /root/note; exit' TERM; echo up; while :; do sleep 0.1; done"
     handle = await sandbox.exec_stream("sh", ["-c", script])
-    assert (await anext(aiter(handle))).data == b"up\n"
+    assert [await handle.recv(), await handle.recv()] == [ExecStarted(handle.pid), ExecStdout(b"up\n")]
     another = await SandboxHandle.get("dev")
     await asyncio.gather(sandbox.stop(20), sandbox.stop(15), another.stop(10), another.stop(5))
     end = (await another.inspect()).end
-    assert end == (Cause.REQUESTED, "it was asked to stop", 0)
+    assert end == End(Cause.REQUESTED, "it was asked to stop", 0)
     async with await another.start(detached=False) as again:
         assert (await again.exec("cat", ["/root/note"])).stdout_text == "written\n"
     await another.remove()

@@ -116,6 +116,6 @@ def test_ctrl_c_of_a_load_leaves_the_cache_as_it_was(empty_msb: Msb, busybox_lay
         eventually(lambda: empty_msb.home.exists(), within=30, what="the store's directory")
         command.process.send_signal(signal.SIGINT)
         done = command.finish(timeout=20)
-    assert (done.code, b"Traceback" in done.err) == (130, False)
+    assert (done.code, b"Traceback" in done.err) == (130, False), done
     assert empty_msb("images", "-q").succeeded().out == b""
     assert [path for path in empty_msb.host.tree("cache") if "tmp/" in path] == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import select
@@ -13,10 +12,10 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from microsandbox.info import list_sandboxes
 
 from tests.support.host import Host
 from tests.support.msb import Msb, Running
+from tests.support.truth import assert_clean, assert_listing_is_true, settled
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.vm
@@ -58,6 +57,7 @@ def names(msb: Msb) -> Iterator[tuple[str, ...]]:
 
 
 @pytest.mark.slow
+@pytest.mark.alone(reason="a load for whoever has a deadline")
 def test_twenty_processes_on_three_names(msb: Msb, host: Host, names: tuple[str, ...]) -> None:
     # L01, L02, L06
     chance = random.Random(SEED)
@@ -100,7 +100,7 @@ def test_kill_at_any_moment_of_a_verb(msb: Msb, host: Host, verb: tuple[str, ...
                 done = command.finish(b"", timeout=60)
                 assert done.code in (0, 1, 125), done
                 assert "Traceback" not in done.complaint, done
-        eventually(lambda: _settled(host), within=15, what="supervisors without creators have gone")
+        eventually(lambda: settled(msb), within=15, what="supervisors without creators have gone")
         assert_listing_is_true(msb, host)
         # Whatever the moment was, the sandbox is whole or gone.
         if host.rows():
@@ -111,7 +111,7 @@ def test_kill_at_any_moment_of_a_verb(msb: Msb, host: Host, verb: tuple[str, ...
             if upper_of_stopped or (before and verb == ("stop",)):
                 assert marked.succeeded().text == "kept\n"
             msb("stop", "one").succeeded()
-            _assert_clean(host)
+            assert_clean(host)
         msb("rm", "--force", "one").succeeded()
         host.wait_empty()
         assert host.rows() == []
@@ -146,46 +146,6 @@ def _kill(victim: str, command: Running, host: Host) -> None:
     for process in host.processes():
         if "microsandbox.supervisor" in process.argv:
             process.kill()
-
-
-def _settled(host: Host) -> bool:
-    """No supervisor is still finding out that nobody wants it: those there are have VMMs that are up."""
-    supervisors = [p for p in host.processes() if "microsandbox.supervisor" in p.argv]
-    states = {entry["supervisor_pid"]: entry["status"] for entry in _listed(host)}
-    return all(states.get(process.pid) == "running" for process in supervisors)
-
-
-def _listed(host: Host) -> list[dict[str, object]]:
-    return [
-        {"supervisor_pid": info.supervisor_pid, "status": str(info.status)}
-        for info in list_sandboxes(host.home)
-    ]
-
-
-def assert_listing_is_true(msb: Msb, host: Host) -> None:
-    """What `ls` says is what the host shows: processes, directories, sockets, locks."""
-    listed = {entry["id"]: entry for entry in json.loads(msb("ls", "--format", "json").succeeded().out)}
-    running = {sandbox.id: sandbox for sandbox in host.running()}
-    assert {i for i, entry in listed.items() if entry["status"] == "running"} == set(running)
-    assert {entry["status"] for entry in listed.values()} <= {"created", "running", "stopped", "crashed"}
-    for identifier, sandbox in running.items():
-        shown = listed[identifier]
-        assert (shown["supervisor_pid"], shown["vmm_pid"]) == (sandbox.supervisor.pid, sandbox.vmm.pid)
-        assert msb("exec", str(shown["name"]), "--", "echo", "there").succeeded().text == "there\n"
-    assert host.directories() == sorted(listed)
-    assert sorted(str(entry["name"]) for entry in listed.values()) == host.rows()
-    expected = {process.pid for sandbox in running.values() for process in (sandbox.supervisor, sandbox.vmm)}
-    assert {process.pid for process in host.processes()} == expected
-    directories = {str(sandbox.directory) for sandbox in running.values()}
-    assert {os.path.dirname(f"/{path}") for path in host.sockets()} == directories  # noqa: PTH120
-    assert {os.path.dirname(path) for path in host.locks() if path.endswith("/lock")} == directories  # noqa: PTH120
-
-
-def _assert_clean(host: Host) -> None:
-    (identifier,) = host.directories()
-    upper = host.home / "sandboxes" / identifier / "upper.ext4"
-    found = subprocess.run(["/usr/sbin/e2fsck", "-fn", upper], capture_output=True, text=True)
-    assert found.returncode == 0, found.stdout
 
 
 def test_a_removal_that_was_cut_off_is_finished_by_the_next_command(msb: Msb, host: Host) -> None:

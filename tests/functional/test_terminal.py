@@ -1,8 +1,9 @@
-"""Commands at a terminal: what a user types, sees, resizes, and finds afterwards."""
+"""A14: commands at a terminal: what a user types, sees, resizes, and finds afterwards."""
 
 from __future__ import annotations
 
 import hashlib
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,6 +63,33 @@ def test_a_shell_with_job_control(msb: Msb, host: Host) -> None:
         assert done.code == 7
         assert terminal.attributes() == terminal.before
     assert host.leftovers() == []
+
+
+@pytest.mark.parametrize("option", [(), ("-q",)])
+def test_a_boot_is_shown_while_it_takes_and_gone_afterwards(msb: Msb, option: tuple[str, ...]) -> None:
+    command: list[str | Path] = [
+        PROGRAM,
+        "run",
+        *option,
+        "--cold",
+        "--no-stdin",
+        "busybox",
+        "--",
+        "echo",
+        "up",
+    ]
+    with Terminal(command, msb.environ) as terminal:
+        shown = terminal.expect(b"up\r\n")
+        assert terminal.finish().code == 0
+    *progress, last = shown.split(b"\r")[:-1]
+    if option:
+        assert (progress, last) == ([], b"up")
+    else:
+        # Each time in the place of the one before; in the end nothing is left of it.
+        assert progress.pop(0) == b""
+        assert all(re.fullmatch(rb"booting the guest kernel: \d+\.\d s\x1b\[J", each) for each in progress)
+        assert progress
+        assert last == b"\x1b[Jup"
 
 
 def test_ctrl_d_ends_the_shell(msb: Msb) -> None:
@@ -296,7 +324,7 @@ def test_other_detach_keys(msb: Msb) -> None:
         terminal.expect(b"up")
         terminal.type(b"\x10\x11\x1d.")
         assert terminal.finish().code == 0
-    assert "--detach-keys" in msb("exec", "--detach-keys", "ctrl-1", "dev", "--", "true").failed(125)
+    assert "--detach-keys" in msb("exec", "--detach-keys", "ctrl-1", "dev", "--", "true").failed(2)
 
 
 # ------------------------------------------------------------------------------------------- hostile roots

@@ -63,7 +63,30 @@ def test_an_idle_sandbox_is_stopped_and_says_why(msb: Msb) -> None:
         system = msb("logs", "-f", "--source", "system", "dev").succeeded().text.splitlines()
         assert time.monotonic() - begun >= 1
         assert system[-1] == "ended: idle for 1 s"
-        assert "is not running: idle for 1 s" in msb("exec", "dev", "--", "true").failed(125)
+        assert "idle for 1 s" in msb("inspect", "dev").succeeded().text
+    finally:
+        msb("rm", "--force", "dev").succeeded()
+
+
+@pytest.mark.parametrize("script", ["exec sleep 600", "trap 'exit 0' TERM; while :; do :; done"])
+def test_an_exec_that_meets_a_limit_says_so_and_exits_with_124(msb: Msb, script: str) -> None:
+    msb("create", "--max-duration", "2s", "--name", "dev", "busybox").succeeded()
+    try:
+        done = msb("exec", "dev", "--", "sh", "-c", f"echo begun; {script}")
+        line = done.failed(124, hint=False)
+        assert line == "error: the sandbox 'dev' was stopped: it ran for its max-duration of 2 s"
+        assert done.out == b"begun\n"
+    finally:
+        msb("rm", "--force", "dev").succeeded()
+
+
+def test_an_exec_whose_sandbox_is_stopped_by_hand_says_what_the_signal_was(msb: Msb) -> None:
+    msb("create", "--max-duration", "1h", "--name", "dev", "busybox").succeeded()
+    try:
+        with msb.start("exec", "dev", "--", "sh", "-c", "echo up; exec sleep 600") as command:
+            assert command.line() == b"up\n"
+            msb("stop", "dev").succeeded()
+            assert command.finish(b"").code == 143
     finally:
         msb("rm", "--force", "dev").succeeded()
 
@@ -128,7 +151,8 @@ def test_an_open_command_that_is_silent_is_idle(msb: Msb) -> None:
     msb("create", "--idle-timeout", "1s", "--name", "dev", "busybox").succeeded()
     try:
         # The shutdown's SIGTERM: somebody's command does not keep a sandbox alive by being there.
-        assert msb("exec", "dev", "--", "sleep", "600").code == 143
+        said = msb("exec", "dev", "--", "sleep", "600").failed(124, hint=False)
+        assert said == "error: the sandbox 'dev' was stopped: idle for 1 s"
     finally:
         msb("rm", "--force", "dev").succeeded()
 
@@ -136,4 +160,4 @@ def test_an_open_command_that_is_silent_is_idle(msb: Msb) -> None:
 @pytest.mark.parametrize("option", ["--max-duration", "--idle-timeout"])
 @pytest.mark.parametrize("value", ["soon", "0", "-1s"])
 def test_what_is_no_duration_is_named(msb: Msb, option: str, value: str) -> None:
-    assert option in msb("run", f"{option}={value}", "busybox", "--", "true").failed(125)
+    assert option in msb("run", f"{option}={value}", "busybox", "--", "true").failed(2)

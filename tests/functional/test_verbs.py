@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+import signal
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -53,6 +55,66 @@ def test_inspect_shows_what_is_known(msb: Msb, dev: str, host: Host) -> None:
     assert {name: stopped[name] for name in listed} == listed
 
 
+def test_the_exit_code_of_the_command_it_was_there_for_is_kept(msb: Msb) -> None:
+    def told() -> tuple[object, str, int]:
+        waited = msb("wait", "dev")
+        shown = msb("ps", "-a").succeeded().text.splitlines()[1].split("  ")
+        return _inspect(msb, "dev")["exit_code"], shown[1].strip(), waited.code
+
+    run = ("run", "-q", "--replace", "-n", "dev", "-m", "128M")
+    try:
+        # One that is over before its client can leave it, and one that nobody watches.
+        assert msb(*run, "-d", "busybox", "--", "false").succeeded().text == "dev\n"
+        assert told() == (1, "stopped (1)", 1)
+        msb(*run, "-d", "busybox", "--", "sh", "-c", "sleep 0.3; kill -9 $$").succeeded()
+        assert told() == (137, "stopped (137)", 137)
+        assert msb(*run, "--timeout", "200ms", "busybox", "--", "sleep", "1000").code == 124
+        assert told() == (124, "stopped (124)", 124)
+        # In one that is started for it, exec is what it is there for; in one that runs it is not.
+        assert msb("exec", "dev", "--", "sh", "-c", "exit 7").code == 7
+        assert told() == (7, "stopped (7)", 7)
+        msb("start", "dev").succeeded()
+        assert msb("exec", "dev", "--", "false").code == 1
+        assert _inspect(msb, "dev")["exit_code"] is None
+        msb("stop", "dev").succeeded()
+        assert told() == (None, "stopped", 0)
+        assert msb("wait", "dev", "nobody").code == 1
+    finally:
+        msb("rm", "--force", "dev").succeeded()
+
+
+def test_who_waits_for_one_that_leaves_nothing_hears_of_its_command_or_that_it_is_gone(msb: Msb) -> None:
+    script = "until [ -e /go ]; do sleep 0.1; done; exit 5"
+    name = msb("run", "-q", "-d", "busybox", "--", "sh", "-c", script).succeeded().text.strip()
+    with msb.start("wait", name) as waiting, msb.start("wait", name, "nobody") as of_two:
+        for each in (waiting, of_two):
+            eventually(
+                lambda each=each: _asks_the_agent(each.host_process.descriptors.values()),  # type: ignore[misc]
+                within=30,
+                what="the wait for the supervisor",
+            )
+        # They are connected; that their questions have been heard as well shows nowhere. A process begins,
+        # connects, and asks as they do, and is answered, three times over.
+        for _ in range(3):
+            msb("exec", name, "--", "true").succeeded()
+        msb("exec", name, "--", "touch", "/go").succeeded()
+        done = waiting.finish()
+        assert (done.code, done.text) == (5, f"{name}: removed: its command ended with code 5\n")
+        assert of_two.finish().code == 1
+    assert f"there is no sandbox named {name!r}" in msb("wait", name).failed(1)
+    # Whoever comes about the time of its end hears one or the other.
+    for _ in range(3):
+        name = msb("run", "-q", "-d", "busybox", "--", "sh", "-c", "exit 9").succeeded().text.strip()
+        done = msb("wait", name)
+        if done.code != 9:
+            assert f"there is no sandbox named {name!r}" in done.failed(1)
+
+
+def _asks_the_agent(descriptors: Iterable[str]) -> bool:
+    """Whether there is a connection besides the two ends that wake an event loop."""
+    return sum(open_.startswith("socket:") for open_ in descriptors) > 2
+
+
 def test_inspect_of_several_goes_on_after_one_that_is_not_there(msb: Msb, dev: str) -> None:
     done = msb("inspect", "nobody", dev)
     assert "nobody" in done.failed(1)
@@ -63,12 +125,12 @@ def test_ps_shows_what_runs_and_since_when(msb: Msb, dev: str, host: Host) -> No
     with msb.start("run", "-m", "128M", "busybox", "--", "sh", "-c", "echo up; cat") as command:
         assert command.line() == b"up\n"
         header, first, second = msb("ps").succeeded().text.splitlines()
-        assert header.split() == ["NAME", "STATUS", "SINCE", "PID", "IMAGE", "COMMAND"]
+        assert header.split() == ["NAME", "STATUS", "SINCE", "PID", "IMAGE", "PORTS", "COMMAND"]
         pids = {str(sandbox.vmm.pid) for sandbox in host.running()}
         assert {first.split()[3], second.split()[3]} == pids
         assert first.split()[:2] == [dev, "running"]
-        assert first.split()[4:] == ["busybox", "-"]
-        assert second.endswith("busybox  sh -c echo up; cat")
+        assert first.split()[4:] == ["busybox", "-", "-"]
+        assert second.endswith("busybox  -      sh -c echo up; cat")
         command.finish(b"").succeeded()
     msb("stop", dev).succeeded()
     assert msb("ps", "-q").succeeded().out == b""
@@ -106,7 +168,7 @@ def test_labels_select(msb: Msb, dev: str) -> None:
 
 
 def test_a_label_that_cannot_be_is_refused_before_anything_is_made(msb: Msb, host: Host) -> None:
-    assert "label" in msb("create", "busybox", "--name", "dev", "--label", "=x").failed(125)
+    assert "label" in msb("create", "busybox", "--name", "dev", "--label", "=x").failed(2)
     assert host.leftovers() == []
 
 
@@ -227,7 +289,8 @@ def test_what_dies_without_a_word_has_crashed(msb: Msb, dev: str, host: Host, vi
 def test_a_sandbox_that_is_starting_is_shown_so_and_can_be_stopped(msb: Msb, host: Host) -> None:
     # L06: the stop wins, the creation is told so
     with msb.start("create", "--cold", "busybox", "--name", "dev") as creation:
-        eventually(host.running, within=30, what="the VMM")
+        # However fast the guest boots, it is not up before this is over.
+        os.kill(host.sandbox().vmm.pid, signal.SIGSTOP)
         assert _inspect(msb, "dev")["status"] == "starting"
         assert "starting" in msb("rm", "dev").failed(1)
         msb("stop", "dev").succeeded()
@@ -266,7 +329,7 @@ def test_replace_with_grace_lets_the_old_one_end_by_itself(msb: Msb, dev: str) -
 def test_what_cannot_be_made_replaces_nothing(msb: Msb, dev: str, host: Host) -> None:
     before = host.sandbox()
     msb("create", "no-such-image", "--name", dev, "--replace").failed(125)
-    msb("run", "busybox", "--replace").failed(125)
+    msb("run", "busybox", "--replace").failed(2)
     assert host.sandbox() == before
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone(reason="all processors compile")]
 
 _ROOT = Path(__file__).parents[2]
 _PACKAGES = (
@@ -98,6 +98,12 @@ def _needs_a_loader(binary: bytes) -> bool:
     )
     kinds = (binary[table + index * size : table + index * size + 4] for index in range(count))
     return any(int.from_bytes(kind, "little") == 3 for kind in kinds)
+
+
+def test_the_manual_pages_are_in_the_command_lines_wheel(wheels: dict[str, Path]) -> None:
+    with zipfile.ZipFile(wheels["microsandbox_cli"]) as archive:
+        names = archive.namelist()
+    assert [name for name in names if name.endswith(".data/data/share/man/man1/msb-run.1")]
 
 
 def test_nothing_that_was_built_is_in_a_source_distribution(wheels: dict[str, Path]) -> None:

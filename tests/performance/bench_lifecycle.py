@@ -1,15 +1,18 @@
-"""What the verbs cost: `msb ls` with many sandboxes against one with none, then each verb on one sandbox.
+"""What the verbs cost: `msb ls` with many sandboxes against one with none, each verb on one, many at once.
 
 The many are made up: records, directories and locks as sandboxes have them, without a VM.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
+import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,6 +31,8 @@ TARGET = 0.15
 """Seconds that `msb ls` may take with so many."""
 NAME = "msb-bench-lifecycle"
 ROUNDS = 5
+MANY = int(os.environ.get("MSB_BENCH_SANDBOXES", "100"))
+PROGRAMS = 10
 
 
 @contextmanager
@@ -114,6 +119,56 @@ def verbs() -> None:
     figures.fact("msb restart", f"{restart:9.2f} x stop and start")
 
 
+def together() -> None:
+    """Many sandboxes started at once by several programs, listed and ended, against one after the other."""
+    figures.title(f"{MANY} sandboxes started by {PROGRAMS} programs at once (whole processes)")
+
+    def start(number: int) -> None:
+        options = ("-q", "-m", "128M", "--label", f"of={NAME}", IMAGE)
+        figures.run([MSB, "create", *options, "--name", f"{NAME}-{number}"])
+
+    def seconds(action: Callable[[], object]) -> float:
+        begun = time.perf_counter()
+        action()
+        return time.perf_counter() - begun
+
+    def all_at_once(programs: int) -> None:
+        with ThreadPoolExecutor(programs) as executor:
+            list(executor.map(start, range(MANY)))
+
+    end = [MSB, "rm", "--force", "--label", f"of={NAME}"]
+    try:
+        for number in range(2):
+            start(number)  # the templates of the machine, then of the image
+        numbers = iter(range(2, 9))
+        alone = figures.row(
+            "msb create, one after the other", figures.sample(lambda: start(next(numbers)), 7, warm_up=0)
+        )
+        figures.run(end)
+        whole = seconds(lambda: all_at_once(PROGRAMS))
+        figures.fact("all of them", f"{whole:9.2f} s  {whole / MANY / alone:.2f} x one after the other, each")
+        figures.row("msb ls meanwhile", figures.sample(lambda: figures.run([MSB, "ls"]), 5))
+        before = _processor_seconds()
+        time.sleep(5)
+        used = (_processor_seconds() - before) / 5
+        figures.fact("processor use of all of them, idle", f"{used * 100:9.1f} % of one")
+    finally:
+        ended = seconds(lambda: figures.run(end))
+    figures.fact("msb rm --force of all", f"{ended:9.2f} s")
+
+
+def _processor_seconds() -> float:
+    """What the supervisors and VMMs of this user's sandboxes have used so far."""
+    listed = subprocess.run([MSB, "ls", "--format", "json"], check=True, capture_output=True).stdout
+    ticks = 0
+    for entry in json.loads(listed):
+        for pid in (entry["supervisor_pid"], entry["vmm_pid"]):
+            if pid is not None:
+                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 def main() -> None:
     """Run all of it."""
     print(f"processors: {os.cpu_count()}, load: {os.getloadavg()[0]:.2f}")
@@ -121,6 +176,7 @@ def main() -> None:
     load_image(env.home())
     try:
         verbs()
+        together()
     finally:
         figures.run([MSB, "rm", "--force", NAME])
 

@@ -47,6 +47,7 @@ def bare_boot(home: Path) -> float:
         vm.reap()
         vm.agent.close()
         vm.console.close()
+        vm.network.close()
 
 
 def command_line() -> None:
@@ -144,7 +145,7 @@ async def throughput(sandbox: Sandbox) -> None:
     handle = await sandbox.exec_stream("head", ["-c", str(STREAM), "/dev/zero"])
     received = 0
     async for event in handle:
-        received += len(event.data)
+        received += len(event.data) if event.kind == "stdout" else 0
     assert received == STREAM
     rate = STREAM / (time.perf_counter() - begun)
     figures.fact(

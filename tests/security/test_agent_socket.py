@@ -93,11 +93,12 @@ def test_a_client_that_says_nothing_is_nobodys_trouble(session: tuple[Running, R
     )
 
 
-def test_a_client_cannot_configure(session: tuple[Running, RunningSandbox]) -> None:
+@pytest.mark.parametrize("method", ["configure", "mount", "patch", "init", "hold"])
+def test_what_is_the_owners_is_refused(session: tuple[Running, RunningSandbox], method: str) -> None:
     _, sandbox = session
     with _connected(sandbox) as client:
         _greet(client)
-        client.sendall(_frame(OPEN, b"\x81\xa1m\xa9configure", stream=1))
+        client.sendall(_frame(OPEN, b"\x81\xa1m" + bytes([0xA0 + len(method)]) + method.encode(), stream=1))
         assert b"not_permitted" in _next_frame(client)
 
 

@@ -70,8 +70,8 @@ def test_no_descriptor_but_disks_sockets_and_its_own(running: RunningSandbox, ho
     )
     assert {target for target in ours if not allowed.fullmatch(target)} == set()
     assert files - ours <= {"/dev/null", "/dev/kvm", "/dev/urandom", "/dev/random"}
-    assert len({target for target in targets if target.startswith("socket:")}) == 2, (
-        "the agent and the console"
+    assert len({target for target in targets if target.startswith("socket:")}) == 4, (
+        "the agent, the console, the network card's link, and the monitor by which it is paused"
     )
 
 
@@ -142,9 +142,10 @@ def test_the_guest_has_only_the_devices_meant_for_it(shared_home: Path, settings
         "ls -d /sys/class/net/*/device; ls -d /sys/class/block/*/device; ls /sys/bus/virtio/devices | wc -l"
     )
     done = Msb(shared_home, settings).run("sh", "-c", script).succeeded()
-    *disks, devices = done.text.split()
-    assert disks == [f"/sys/class/block/vd{letter}/device" for letter in "abc"], "and no network card"
-    assert devices == "5", "three disks, the console, the random numbers"
+    card, *disks, devices = done.text.split()
+    assert card == "/sys/class/net/eth0/device"
+    assert disks == [f"/sys/class/block/vd{letter}/device" for letter in "abc"]
+    assert devices == "6", "three disks, the console, the random numbers, the network card"
 
 
 @pytest.fixture

@@ -118,11 +118,17 @@ class Host:
             fields = line.split()
             if "->" not in fields:
                 held.add(int(fields[5].split(":")[2]))
-        return sorted(
-            str(path)
+        found = {
+            str(path): (status.st_dev, status.st_ino)
             for path in self.home.rglob("*")
-            if not path.is_symlink() and path.lstat().st_ino in held
-        )
+            if not path.is_symlink() and (status := path.lstat()).st_ino in held
+        }
+        if not found:
+            return []
+        # Another file system has files of the same numbers, and what the kernel calls its device may not be
+        # what lstat() does. Whoever holds a lock on ours has it open.
+        opened = set().union(*(process.identities() for process in (Process(os.getpid()), *all_processes())))
+        return sorted(path for path, identity in found.items() if identity in opened)
 
     def rows(self) -> list[str]:
         """Names of the sandboxes in the state database."""

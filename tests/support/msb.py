@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from tests.support.host import Host
+from tests.support.namespace import Namespace
 from tests.support.process import Process
 
 PROGRAM = Path(sys.executable).with_name("msb")
@@ -108,11 +109,21 @@ class Msb:
         self.host = Host(home)
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("MSB_")}
         self.environ = {**inherited, "MSB_HOME": str(home), **settings}
+        self._program: list[Argument] = [PROGRAM]
 
     def with_settings(self, **settings: str) -> Msb:
         """The same home, with more environment variables."""
         changed = Msb(self.home, {})
         changed.environ = {**self.environ, **settings}
+        changed._program = self._program
+        return changed
+
+    def within(self, namespace: Namespace) -> Msb:
+        """The same home, started in a network namespace; without a proxy from the environment."""
+        changed = Msb(self.home, {})
+        proxies = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+        changed.environ = {name: value for name, value in self.environ.items() if name.upper() not in proxies}
+        changed._program = [*namespace.command(PROGRAM)]
         return changed
 
     def __call__(
@@ -129,7 +140,7 @@ class Msb:
             subprocess.DEVNULL if stdin is None else subprocess.PIPE if isinstance(stdin, bytes) else stdin
         )
         ended = subprocess.Popen(
-            [PROGRAM, *arguments],
+            [*self._program, *arguments],
             stdin=source,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -142,7 +153,7 @@ class Msb:
     def start(self, *arguments: Argument, stderr: int = subprocess.PIPE) -> Running:
         """Start a command with pipes on all three descriptors."""
         process = subprocess.Popen(
-            [PROGRAM, *arguments],
+            [*self._program, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stderr,

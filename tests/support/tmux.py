@@ -40,7 +40,10 @@ class Tmux:
             shown = self.screen()
             return shown if text in shown else ""
 
-        return eventually(look, within=within, what=f"{text!r} on the screen")
+        try:
+            return eventually(look, within=within, what=f"{text!r} on the screen")
+        except AssertionError as failure:
+            raise AssertionError(f"{failure}\n{self.screen()}") from None
 
     def __enter__(self) -> Tmux:
         return self

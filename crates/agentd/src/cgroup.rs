@@ -4,9 +4,11 @@
 use std::ffi::CString;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use crate::log;
-use crate::sys::{self, fd};
+use crate::sys;
+use crate::sys::fd::{self, Moved};
 
 /// The group of the workload.
 const WORKLOAD: &str = "msb";
@@ -20,6 +22,9 @@ pub struct Cgroups {
     /// Held open, so that the workload unmounting /sys/fs/cgroup changes nothing here.
     workload: OwnedFd,
     count: u64,
+    /// Made for the next exec. A new one for each: what a program did to its group, kills and freezes and limits, is
+    /// not the next one's.
+    ready: Option<Cgroup>,
     /// Groups of execs that have ended.
     retired: Vec<CString>,
     /// Those of them that still have processes in them.
@@ -36,6 +41,13 @@ impl Cgroup {
     /// The directory, for clone3's CLONE_INTO_CGROUP.
     pub fn directory(&self) -> &OwnedFd {
         &self.directory
+    }
+
+    /// Whether nobody has removed it: empty, it looks like one that was left over.
+    fn exists(&self) -> bool {
+        let (at, name) = (self.directory.as_raw_fd(), c"cgroup.procs");
+        // SAFETY: `name` is a valid C string.
+        unsafe { libc::faccessat(at, name.as_ptr(), libc::F_OK, 0) == 0 }
     }
 
     /// Kills every process in the group, also those that left the process group.
@@ -63,6 +75,7 @@ impl Cgroups {
             Ok(workload) => Some(Cgroups {
                 workload,
                 count: 0,
+                ready: None,
                 retired: Vec::new(),
                 left: Vec::new(),
             }),
@@ -75,8 +88,25 @@ impl Cgroups {
 
     /// A group for one exec.
     pub fn create(&mut self) -> io::Result<Cgroup> {
+        match self.ready.take().filter(Cgroup::exists) {
+            Some(group) => Ok(group),
+            None => self.make(),
+        }
+    }
+
+    fn make(&mut self) -> io::Result<Cgroup> {
         self.count += 1;
         let name = CString::new(format!("exec-{}", self.count))?;
+        Ok(Cgroup {
+            directory: make(&self.workload, &name)?,
+            name,
+        })
+    }
+
+    /// The group of an init: not an exec's, and with what it may want to divide among its services.
+    pub fn create_init(&mut self) -> io::Result<Cgroup> {
+        write_at(&self.workload, c"cgroup.subtree_control", b"+cpu +pids")?;
+        let name = CString::from(c"init");
         Ok(Cgroup {
             directory: make(&self.workload, &name)?,
             name,
@@ -88,14 +118,19 @@ impl Cgroups {
         self.retired.push(group.name);
     }
 
-    /// Removes the groups that were given back but the last, which waits for the next: most sandboxes run
-    /// one program, and need not do the work that costs more than its exec did.
-    pub fn remove_retired(&mut self) {
+    /// For when the host has heard of an end. Removes the groups that were given back but the last, which waits
+    /// for the next, and then makes one for the next exec: most sandboxes run one program, and need not do
+    /// the work that costs more than its exec did.
+    pub fn tidy(&mut self) {
         let count = self.retired.len().saturating_sub(1);
         for name in self.retired.drain(..count).collect::<Vec<_>>() {
             if !self.remove(&name) {
                 self.left.push(name);
             }
+        }
+        if count > 0 && self.ready.is_none() {
+            // What is wrong now is said when somebody needs it.
+            self.ready = self.make().ok();
         }
     }
 
@@ -115,6 +150,46 @@ impl Cgroups {
         if let Err(error) = write_at(&self.workload, c"cgroup.kill", b"1") {
             log::error(&format!("cgroup.kill: {error}"));
         }
+    }
+
+    /// Processes and threads in the workload's group and those in it.
+    pub fn tasks(&self) -> Option<u64> {
+        let text = read_at(&self.workload, c"pids.current").ok()?;
+        text.trim().parse().ok()
+    }
+
+    /// Stops every process of the workload, or lets them go on. They stop before they next execute anything
+    /// of their own.
+    pub fn freeze(&self, on: bool) {
+        let text: &[u8] = if on { b"1" } else { b"0" };
+        if let Err(error) = write_at(&self.workload, c"cgroup.freeze", text) {
+            log::error(&format!("cgroup.freeze: {error}"));
+        }
+    }
+
+    /// Waits until all of them have stopped; false after `limit`.
+    pub fn await_frozen(&self, limit: Duration) -> bool {
+        let end = Instant::now() + limit;
+        while let Ok(events) = fd::open_at(
+            self.workload.as_raw_fd(),
+            c"cgroup.events",
+            libc::O_RDONLY,
+            0,
+        ) {
+            let mut text = [0; 256];
+            let count = match fd::read(&events, &mut text) {
+                Moved::Bytes(count) => count,
+                Moved::Later | Moved::Gone => 0,
+            };
+            if text[..count].windows(8).any(|part| part == b"frozen 1") {
+                return true;
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() || !fd::await_change(&events, left) {
+                break;
+            }
+        }
+        false
     }
 
     fn remove(&self, name: &CString) -> bool {
@@ -183,7 +258,29 @@ fn oom_kills(events: &str) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{oom_kills, parse_available};
+    #![allow(clippy::unwrap_used)] // A failed test should say where.
+    use super::*;
+
+    #[test]
+    fn a_group_made_in_advance_is_used_while_it_is_there() {
+        let place = std::env::temp_dir().join(format!("agentd-cgroup-{}", std::process::id()));
+        std::fs::create_dir(&place).unwrap();
+        let path = CString::new(place.to_str().unwrap()).unwrap();
+        let mut groups = Cgroups {
+            workload: fd::open(&path, libc::O_RDONLY | libc::O_DIRECTORY).unwrap(),
+            count: 0,
+            ready: None,
+            retired: Vec::new(),
+            left: Vec::new(),
+        };
+        groups.ready = Some(groups.make().unwrap());
+        std::fs::write(place.join("exec-1/cgroup.procs"), "").unwrap();
+        assert_eq!(groups.create().unwrap().name.as_c_str(), c"exec-1");
+        groups.ready = Some(groups.make().unwrap());
+        std::fs::remove_dir(place.join("exec-2")).unwrap();
+        assert_eq!(groups.create().unwrap().name.as_c_str(), c"exec-3");
+        std::fs::remove_dir_all(&place).unwrap();
+    }
 
     #[test]
     fn the_count_of_kills_is_not_the_count_of_group_kills() {

@@ -3,12 +3,15 @@
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use crate::cgroup::Cgroups;
 use crate::channel::{Guest, Map, DATA_MAX};
 use crate::configure::World;
-use crate::exec::Spare;
+use crate::confine::Confinement;
+use crate::exec::{Launch, Spare};
+use crate::init::inner_pid;
 use crate::sys::epoll::{Epoll, Ready};
 use crate::sys::fd::{self, Moved};
 use crate::sys::process::Status;
@@ -31,6 +34,8 @@ pub trait Handler {
     fn timer(&mut self, _context: &mut Context, _now: Instant) {}
     /// Its child has ended.
     fn child_ended(&mut self, _context: &mut Context, _status: Status) {}
+    /// Its host is another machine's: what it started goes on without being heard.
+    fn disown(&mut self, _context: &mut Context) {}
     /// Every process has been asked to end by SIGTERM.
     fn shutting_down(&mut self) {}
     /// Whether it has sent END and can be dropped.
@@ -130,6 +135,12 @@ pub struct Context {
     pub cgroups: Option<Cgroups>,
     /// There after `configure`.
     pub world: Option<World>,
+    /// Whether programs run in the namespace of an init, where they have other numbers.
+    pub has_init: bool,
+    /// What everything that is started enters; None in the default profile.
+    pub confinement: Option<Rc<Confinement>>,
+    /// What children that have not executed their programs yet read and stand on.
+    pub launches: HashMap<libc::pid_t, Box<Launch>>,
     /// For the first exec of a machine that was made ready for one.
     pub spare: Option<Spare>,
     sinks: Sinks,
@@ -147,10 +158,29 @@ impl Context {
             turns: VecDeque::new(),
             cgroups,
             world: None,
+            has_init: false,
+            confinement: None,
+            launches: HashMap::new(),
             spare: None,
             sinks: Sinks::default(),
             scratch: vec![0; DATA_MAX],
         })
+    }
+
+    /// The number of a child as the workload knows it.
+    pub fn pid_inside(&self, pid: libc::pid_t) -> libc::pid_t {
+        match &self.world {
+            Some(world) if self.has_init => inner_pid(pid, &world.proc).unwrap_or(pid),
+            _ => pid,
+        }
+    }
+
+    /// Forgets everything that streams have set: there are none, and their numbers are used again.
+    pub fn forget_streams(&mut self) {
+        self.guest = Guest::new();
+        self.timers = Timers::default();
+        self.children.clear();
+        self.turns.clear();
     }
 
     /// Watches a descriptor for a stream.

@@ -2,12 +2,12 @@
 //! has it already.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
 
 use crate::cgroup::Cgroups;
 use crate::configure::create_directory;
+use crate::network;
+use crate::sys::fd;
 use crate::sys::mount::mount;
-use crate::sys::{self, fd};
 
 /// Mounts below /dev and /sys, which move with them into the root to come, and /tmp; brings up
 /// the loopback interface; makes the workload's control group.
@@ -31,7 +31,11 @@ pub fn prepare() -> io::Result<Option<Cgroups>> {
         std::os::unix::fs::symlink(target, name)?;
     }
     mount("tmpfs", "/tmp", "tmpfs", shared, "mode=1777,size=50%")?;
-    loopback_up()?;
+    for (path, value) in SETTINGS {
+        // A kernel may be built without it.
+        let _ = std::fs::write(path, value);
+    }
+    network::up("lo")?;
     let options = "nsdelegate,memory_recursiveprot";
     optional(mount(
         "cgroup2",
@@ -44,28 +48,18 @@ pub fn prepare() -> io::Result<Option<Cgroups>> {
     Ok(Cgroups::new(root))
 }
 
+/// What distributions and container engines set, too.
+const SETTINGS: [(&str, &str); 2] = [
+    // `ping` without the right to raw packets.
+    ("/proc/sys/net/ipv4/ping_group_range", "0 2147483647"),
+    // Nobody types into the terminal of another user.
+    ("/proc/sys/dev/tty/legacy_tiocsti", "0"),
+];
+
 /// A file system that a kernel may have been built without.
 fn optional(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(()),
         other => other,
     }
-}
-
-/// Brings up 127.0.0.1 and ::1; the kernel assigns both when the interface goes up.
-fn loopback_up() -> io::Result<()> {
-    // SAFETY: takes no pointers.
-    let socket = sys::check(unsafe {
-        libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0)
-    })?;
-    // SAFETY: the call succeeded, so the descriptor is open and belongs to nobody else.
-    let socket: OwnedFd = unsafe { std::os::fd::FromRawFd::from_raw_fd(socket) };
-    // SAFETY: all-zero bytes are a valid ifreq.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    request.ifr_name[0] = b'l' as libc::c_char;
-    request.ifr_name[1] = b'o' as libc::c_char;
-    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
-    // SAFETY: SIOCSIFFLAGS reads the name and the flags, both set above.
-    sys::check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &request) })?;
-    Ok(())
 }

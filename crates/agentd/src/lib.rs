@@ -2,14 +2,21 @@
 
 pub mod channel;
 
+mod attached;
 mod boot;
 mod cgroup;
 mod configure;
+mod confine;
 mod context;
 mod early;
 mod exec;
 mod files;
+mod hold;
+mod init;
 mod log;
+mod metrics;
+mod network;
+mod patch;
 mod port;
 mod server;
 mod shutdown;
@@ -33,5 +40,6 @@ fn start() -> io::Result<server::Server> {
     let signals = sys::process::take_signals()?;
     boot::prepare()?;
     let cgroups = early::prepare()?;
-    server::Server::new(boot::open_port()?, signals, cgroups)
+    let card = network::Card::prepare()?;
+    server::Server::new(boot::open_agent_port()?, signals, cgroups, card)
 }

@@ -3,6 +3,7 @@
 use std::os::fd::OwnedFd;
 
 use crate::channel::Guest;
+use crate::hold::{Held, Release};
 use crate::sys::fd::{self, Moved};
 
 /// A read of the port returns at most one buffer of the driver, a page.
@@ -83,6 +84,25 @@ impl Port {
                 }
             }
         }
+    }
+
+    /// Reads until the host releases the machine; None if there is no host any more. The port must be
+    /// blocking, as `flush` leaves it, and does not block afterwards.
+    pub fn await_release(&mut self, held: &mut Held) -> Option<Release> {
+        let release = loop {
+            match fd::read(&self.fd, &mut self.buffer) {
+                Moved::Bytes(count) => {
+                    if let Some(release) = held.feed(&self.buffer[..count]) {
+                        break Some(release);
+                    }
+                }
+                Moved::Later => {}
+                Moved::Gone => break None,
+            }
+        };
+        // What became ready meanwhile is told by no event.
+        (self.readable, self.writable) = (true, true);
+        fd::set_nonblocking(&self.fd, true).ok().and(release)
     }
 
     /// Writes everything, and returns when the VMM has taken the last byte: a blocking write to

@@ -3,19 +3,24 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use crate::cgroup::Cgroups;
 use crate::channel::{Event, Guest, Map};
 use crate::configure::{self, Configuration, Disks, Failure, Preparation, World};
 use crate::context::{Context, Handler, Token};
+use crate::hold::{self, Held, Role};
+use crate::init::{self, Init};
+use crate::network::{Card, Network};
+use crate::patch::Patch;
 use crate::port::{Port, Read};
 use crate::shutdown::{close_disks, Shutdown};
-use crate::sys::describe;
 use crate::sys::epoll::Ready;
 use crate::sys::fd::{self, Moved};
-use crate::sys::process::{self, Reaped};
-use crate::{exec, exec::Spare, log};
+use crate::sys::process::{self, Reaped, Status};
+use crate::sys::{describe, shown};
+use crate::{exec, exec::Spare, log, metrics};
 
 /// Roles of the descriptors that belong to no stream; so does the timer of stream 0.
 const PORT: u8 = 0;
@@ -40,14 +45,28 @@ pub struct Server {
     port: Port,
     signals: OwnedFd,
     shutdown: Option<Shutdown>,
+    /// The image's own, if it has been started.
+    init: Option<Init>,
+    /// What asks processes to end; None: what is usual.
+    stop_signal: Option<i32>,
+    card: Option<Card>,
     root: Root,
     configure_tried: bool,
+    /// Of which the root was made, once there is one.
+    disks: Option<Disks>,
+    /// Whether the workload of another machine waits for `configure`.
+    is_copy: bool,
     /// Whether the last look at the children found that there are none.
     alone: bool,
 }
 
 impl Server {
-    pub fn new(port: OwnedFd, signals: OwnedFd, cgroups: Option<Cgroups>) -> io::Result<Server> {
+    pub fn new(
+        port: OwnedFd,
+        signals: OwnedFd,
+        cgroups: Option<Cgroups>,
+        card: Option<Card>,
+    ) -> io::Result<Server> {
         let context = Context::new(cgroups)?;
         let token = |role| Token::Stream(0, role).number();
         context.epoll.add(&port, token(PORT), true, true)?;
@@ -58,8 +77,13 @@ impl Server {
             port: Port::new(port),
             signals,
             shutdown: None,
+            init: None,
+            stop_signal: None,
+            card,
             root: Root::None,
             configure_tried: false,
+            disks: None,
+            is_copy: false,
             alone: true,
         })
     }
@@ -96,7 +120,7 @@ impl Server {
             }
             // When the host has heard of their ends, because it may not want more of this sandbox.
             if let Some(cgroups) = &mut self.context.cgroups {
-                cgroups.remove_retired();
+                cgroups.tidy();
             }
             self.advance_shutdown();
             if self.context.guest.is_closed() && self.context.guest.pending().is_empty() {
@@ -217,6 +241,7 @@ impl Server {
                 self.fail(stream, "shutting_down", "the guest is shutting down");
             }
             Ok("mount") => self.mount(stream, request),
+            Ok("hold") => self.hold(stream, request),
             Ok("configure") => self.configure(stream, request),
             Ok("exec") => {
                 if let Some(exec) = exec::open(&mut self.context, stream, request) {
@@ -224,21 +249,24 @@ impl Server {
                     self.handlers.insert(stream, Box::new(exec));
                 }
             }
+            Ok("patch") => self.patch(stream, request),
+            Ok("network") => self.join_network(stream, request),
+            Ok("init") => self.start_init(stream, request),
             Ok("files") => {
                 if let Some(helper) = exec::helper::open(&mut self.context, stream, request) {
                     self.alone = false;
                     self.handlers.insert(stream, Box::new(helper));
                 }
             }
-            Ok("shutdown") => match Shutdown::begin(stream, request) {
-                Ok(shutdown) => {
-                    self.context.timers.set(stream, Some(shutdown.deadline()));
-                    self.shutdown = Some(shutdown);
-                    self.handlers
-                        .values_mut()
-                        .for_each(|handler| handler.shutting_down());
-                    self.reap();
+            Ok("metrics") => match &self.context.world {
+                Some(world) => {
+                    let end = metrics::measure(world, &self.context, self.handlers.len());
+                    self.end(stream, &end);
                 }
+                None => self.fail(stream, "not_configured", "`configure` comes first"),
+            },
+            Ok("shutdown") => match Shutdown::begin(stream, request) {
+                Ok(shutdown) => self.begin_shutdown(shutdown),
                 Err(what) => self.fail(stream, "invalid_request", &what.0),
             },
             Ok(_) => self.fail(stream, "unknown_method", "no such method"),
@@ -251,7 +279,9 @@ impl Server {
     }
 
     fn fail(&mut self, stream: u32, kind: &str, message: &str) {
-        let error = Map::new().with("kind", kind).with("message", message);
+        let error = Map::new()
+            .with("kind", kind)
+            .with("message", shown(message));
         self.end(stream, &Map::new().with("error", error));
     }
 
@@ -300,19 +330,182 @@ impl Server {
                 return self.fail(stream, "invalid_request", "`mount` has failed before");
             }
         };
-        match configure::apply(&configuration, mounted) {
+        match configure::apply(&configuration, mounted, self.card.as_mut(), self.is_copy) {
             Ok((world, timings)) => {
                 self.context.world = Some(world);
+                self.stop_signal = configuration.options.stop_signal;
+                self.context.confinement = configuration.security.confinement().map(Rc::new);
+                self.disks = Some(configuration.disks);
+                if std::mem::take(&mut self.is_copy) {
+                    self.freeze(false);
+                }
                 self.end(stream, &Map::new().with("timings", timings));
             }
             Err(failure) => self.fail_step(stream, "configure_failed", &failure),
         }
     }
 
+    fn patch(&mut self, stream: u32, request: &Map) {
+        if self.context.world.is_none() {
+            return self.fail(stream, "not_configured", "`configure` comes first");
+        }
+        match Patch::parse(request) {
+            Err(what) => self.fail(stream, "invalid_request", &what.0),
+            Ok(patch) => match patch.apply() {
+                Ok(()) => self.end(stream, &Map::new()),
+                Err(error) => {
+                    let stage = "patch";
+                    self.fail_step(stream, "patch_failed", &Failure { stage, error });
+                }
+            },
+        }
+    }
+
+    fn join_network(&mut self, stream: u32, request: &Map) {
+        if self.context.world.is_none() {
+            return self.fail(stream, "not_configured", "`configure` comes first");
+        }
+        let network = match Network::read(request) {
+            Ok(Some(network)) => network,
+            Ok(None) => return self.fail(stream, "invalid_request", "`network` is missing"),
+            Err(what) => return self.fail(stream, "invalid_request", &what.0),
+        };
+        match configure::join(&network, self.card.as_mut()) {
+            Ok(()) => self.end(stream, &Map::new()),
+            Err(error) => {
+                let stage = "network";
+                self.fail_step(stream, "network_failed", &Failure { stage, error });
+            }
+        }
+    }
+
+    fn start_init(&mut self, stream: u32, request: &Map) {
+        let Some(world) = &self.context.world else {
+            return self.fail(stream, "not_configured", "`configure` comes first");
+        };
+        if self.init.is_some() || !self.handlers.is_empty() {
+            return self.fail(stream, "invalid_request", "it is too late for `init`");
+        }
+        if self.context.confinement.is_some() {
+            return self.fail(
+                stream,
+                "invalid_request",
+                "no `init` where programs are restricted",
+            );
+        }
+        let request = match init::Request::parse(request) {
+            Ok(request) => request,
+            Err(what) => return self.fail(stream, "invalid_request", &what.0),
+        };
+        // It would be outside of the namespace.
+        if let Some(spare) = self.context.spare.take() {
+            spare.end(&mut self.context.cgroups);
+        }
+        let group = self.context.cgroups.as_mut().map(Cgroups::create_init);
+        let started = group
+            .transpose()
+            .and_then(|group| Init::start(&request, self.stop_signal, group.as_ref(), &world.proc));
+        match started {
+            Ok(init) => {
+                self.alone = false;
+                self.init = Some(init);
+                self.context.has_init = true;
+                self.end(stream, &Map::new());
+            }
+            Err(error) => {
+                let stage = "init";
+                self.fail_step(stream, "init_failed", &Failure { stage, error });
+            }
+        }
+    }
+
+    /// Stands still until the host says whether this is the machine that was held or a copy of it.
+    fn hold(&mut self, stream: u32, request: &Map) {
+        if self.context.world.is_none() {
+            return self.fail(stream, "not_configured", "`configure` comes first");
+        }
+        let mut held = match Held::new(request) {
+            Ok(held) => held,
+            Err(what) => return self.fail(stream, "invalid_request", &what.0),
+        };
+        self.freeze(true);
+        // OPENED is the last that is said, so who hears it knows that nothing is under way.
+        self.port.flush(&mut self.context.guest);
+        let _ = self.context.guest.opened(stream, &Map::new());
+        self.port.flush(&mut self.context.guest);
+        let Some(release) = self.port.await_release(&mut held) else {
+            return self.host_gone();
+        };
+        match release.role {
+            Role::Original => {
+                configure::keep_clock(release.time_ns);
+                self.context.guest.feed(&release.before);
+                self.freeze(false);
+                self.end(stream, &Map::new());
+            }
+            Role::Copy => self.become_copy(),
+        }
+        self.context.guest.feed(&release.after);
+    }
+
+    /// The workload goes on when `configure` has made it somebody else's.
+    fn become_copy(&mut self) {
+        for (_, mut handler) in self.handlers.drain() {
+            handler.disown(&mut self.context);
+        }
+        self.context.forget_streams();
+        if let (Some(disks), Some(world)) = (self.disks.take(), self.context.world.take()) {
+            self.root = Root::Mounted(disks, world);
+        }
+        (self.configure_tried, self.is_copy) = (false, true);
+    }
+
+    fn freeze(&self, on: bool) {
+        if let Some(cgroups) = &self.context.cgroups {
+            cgroups.freeze(on);
+            if on && !cgroups.await_frozen(hold::FREEZE) {
+                log::error("not all processes have stopped in time");
+            }
+        }
+    }
+
+    /// The namespace of everything that ran is gone, and nothing can be started in it any more.
+    fn init_ended(&mut self, init: &Init, status: Status) {
+        log::error(&init.told(status));
+        if self.shutdown.is_none() {
+            self.shutdown = Some(Shutdown::by_itself());
+        }
+    }
+
+    fn begin_shutdown(&mut self, shutdown: Shutdown) {
+        self.shutdown = Some(shutdown);
+        // It would wait for a program through every signal whose default is to be ignored.
+        if let Some(spare) = self.context.spare.take() {
+            spare.end(&mut self.context.cgroups);
+        }
+        let groups = self.context.children.keys().copied();
+        match &self.init {
+            // It has its own way with what it has started, and hears of it in `advance_shutdown`.
+            Some(_) => groups.for_each(|group| {
+                process::signal_group(group, libc::SIGTERM);
+                process::signal_group(group, libc::SIGCONT);
+            }),
+            None => {
+                process::signal_all(self.stop_signal.unwrap_or(libc::SIGTERM));
+                // What is stopped would hear of it only when it goes on.
+                process::signal_all(libc::SIGCONT);
+            }
+        }
+        self.handlers
+            .values_mut()
+            .for_each(|handler| handler.shutting_down());
+        self.reap();
+    }
+
     fn fail_step(&mut self, stream: u32, kind: &str, failure: &Failure) {
         let mut error = Map::new()
             .with("kind", kind)
-            .with("message", describe(&failure.error).as_str())
+            .with("message", shown(&describe(&failure.error)))
             .with("stage", failure.stage);
         if let Some(errno) = failure.error.raw_os_error() {
             error = error.with("errno", i64::from(errno));
@@ -327,8 +520,12 @@ impl Server {
         self.alone = loop {
             match process::reap() {
                 Reaped::Child(pid, status) => {
+                    self.context.launches.remove(&pid);
                     if let Some(spare) = self.context.spare.take_if(|spare| spare.pid == pid) {
                         spare.end(&mut self.context.cgroups);
+                    }
+                    if let Some(init) = self.init.take_if(|init| init.pid == pid) {
+                        self.init_ended(&init, status);
                     }
                     if let Some(stream) = self.context.children.remove(&pid) {
                         self.with(stream, |handler, context| {
@@ -377,17 +574,25 @@ impl Server {
         let Some(shutdown) = &mut self.shutdown else {
             return;
         };
+        let now = Instant::now();
+        let waits = match (&mut self.init, &self.context.world) {
+            (Some(init), Some(world)) => init.ask(&world.proc),
+            _ => false,
+        };
         let told = self.handlers.is_empty() && self.context.guest.pending().is_empty();
         let cgroups = self.context.cgroups.as_ref();
-        if shutdown.advance(Instant::now(), cgroups, self.alone, told) {
+        if shutdown.advance(now, cgroups, self.alone, told) {
             close_disks(self.context.world.as_ref());
             let stream = shutdown.stream;
             self.end(stream, &Map::new());
             self.port.flush(&mut self.context.guest);
             process::reset();
         }
-        let deadline = Some(shutdown.deadline());
-        self.context.timers.set(shutdown.stream, deadline);
+        let mut deadline = shutdown.deadline();
+        if waits {
+            deadline = deadline.min(now + init::PATIENCE);
+        }
+        self.context.timers.set(shutdown.stream, Some(deadline));
     }
 }
 

@@ -1,11 +1,15 @@
 //! The `shutdown` method: everybody is asked to end, then made to, then the disks are closed.
 
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use crate::cgroup::Cgroups;
 use crate::channel::{Invalid, Map};
 use crate::configure::World;
 use crate::log;
+use crate::sys::fd;
 use crate::sys::mount::{freeze, unmount};
 use crate::sys::process;
 
@@ -30,17 +34,23 @@ pub struct Shutdown {
 }
 
 impl Shutdown {
-    /// Sends everybody SIGTERM.
+    /// Only reads the request: asking everybody to end is the caller's.
     pub fn begin(stream: u32, request: &Map) -> Result<Shutdown, Invalid> {
         let grace = request.field::<u64>("grace_ms")?.min(GRACE_MAX);
-        process::signal_all(libc::SIGTERM);
-        // What is stopped would hear of it only when it goes on.
-        process::signal_all(libc::SIGCONT);
         Ok(Shutdown {
             stream,
             stage: Stage::Asked,
             deadline: Instant::now() + Duration::from_millis(grace),
         })
+    }
+
+    /// One that nobody has asked for, after the end of the image's init. It has no stream.
+    pub fn by_itself() -> Shutdown {
+        Shutdown {
+            stream: 0,
+            stage: Stage::Asked,
+            deadline: Instant::now(),
+        }
     }
 
     /// The time at which `advance` has to be called at the latest.
@@ -76,7 +86,7 @@ impl Shutdown {
 /// Leaves every disk as after a clean unmount.
 pub fn close_disks(world: Option<&World>) {
     // In reverse order, so that what is mounted on another mount goes first. The root stays.
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mounts = world.map(mounts).unwrap_or_default();
     for target in mounts.lines().rev().filter_map(mount_point) {
         if target != "/" {
             // What is busy is made safe by the sync below.
@@ -92,6 +102,17 @@ pub fn close_disks(world: Option<&World>) {
             log::error(&format!("freezing the upper layer: {error}"));
         }
     }
+}
+
+/// What is mounted, as agentd's own /proc has it: in the workload's there may be no agentd.
+fn mounts(world: &World) -> String {
+    let mut text = String::new();
+    let (proc, path) = (world.proc.as_raw_fd(), c"self/mountinfo");
+    if let Ok(file) = fd::open_at(proc, path, libc::O_RDONLY, 0) {
+        // What was read until an error is unmounted.
+        let _ = File::from(file).read_to_string(&mut text);
+    }
+    text
 }
 
 /// The fifth field of a line of mountinfo, with its octal escapes undone.

@@ -8,14 +8,14 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from microsandbox._state import Record, State
 from microsandbox_cli.listing import age, human_size, print_table
 
 PROJECT = Path(__file__).parents[1]
 COMMANDS = [
     "run", "create", "exec", "start", "stop", "rm", "ls", "cp", "load", "images", "rmi", "setup", "doctor",
-    "ps", "inspect", "restart", "wait", "ping", "logs",
-    "image ls", "image inspect", "image rm", "df", "prune", "completion",
+    "ps", "inspect", "restart", "wait", "ping", "logs", "pause", "resume", "fork",
+    "image ls", "image inspect", "image rm", "df", "prune", "completion", "install", "uninstall",
+    "self update", "self uninstall", "conf schema",
 ]  # fmt: skip
 
 
@@ -66,33 +66,109 @@ def test_usage_errors_exit_2_on_stderr(arguments: list[str]) -> None:
     done = msb(*arguments)
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr
+    assert [line.partition(": ")[0] for line in done.stderr.splitlines()] == ["error", "hint"]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "named"),
+    ("arguments", "said"),
     [
-        (["run", "-m", "lots", "busybox"], "memory"),
-        (["run", "-c", "0", "busybox"], "cpus"),
-        (["run", "--timeout", "soon", "busybox"], "--timeout"),
-        (["run", "--name", "../x", "busybox"], "name"),
-        (["run", "-H", "a.b", "busybox"], "hostname"),
-        (["run", "-e", "=x", "busybox"], "--env"),
-        (["run", "Not A Reference"], "reference"),
-        (["run", "./nowhere"], "nowhere"),
-        (["run", "nothing-like-it"], "nothing-like-it"),
-        (["image", "inspect", "nothing-like-it"], "nothing-like-it"),
+        (["imag"], "no such command 'imag' | did you mean 'image', 'images'? see msb --help"),
+        (["image", "inspct"], "no such command 'inspct' | did you mean 'inspect'? see msb image --help"),
+        (["run", "--nmae", "x"], "msb run has no option --nmae | did you mean --name? see msb run --help"),
+        (["run", "-c", "two", "x"], "invalid value for '--cpus' / '-c': 'two' is not a whole number"
+         " | see msb run --help"),
+        (["ls", "--format", "x"], "invalid value for '--format': 'x' is not one of 'table', 'json'"
+         " | see msb ls --help"),
+        (["exec"], "missing argument 'NAME' | see msb exec --help"),
+        (["inspect"], "no sandbox was named | msb inspect NAME..., or msb inspect --label KEY=VALUE"),
+        (["install"], "invalid value for IMAGE: name an image, or use --list | see msb install --help"),
+    ],
+)  # fmt: skip
+def test_what_is_not_understood_is_named_with_what_is_like_it(arguments: list[str], said: str) -> None:
+    error, hint = said.split(" | ")
+    assert msb(*arguments).stderr == f"error: {error}\nhint: {hint}\n"
+
+
+@pytest.mark.parametrize("arguments", [[], ["image"], ["self"], ["conf"]])
+def test_nothing_to_do_is_answered_with_the_help(arguments: list[str]) -> None:
+    done = msb(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"Usage: {' '.join(['msb', *arguments])} ")
+
+
+def test_the_help_says_what_the_exit_codes_mean() -> None:
+    assert "128+N if signal N killed it" in " ".join(msb("exec", "--help").stdout.split())
+    assert "1 some of it failed" in " ".join(msb("stop", "--help").stdout.split())
+
+
+def test_no_listing_has_colours_or_asks_for_a_terminal(tmp_path: Path) -> None:
+    for arguments in (
+        ["ls"],
+        ["ps"],
+        ["images"],
+        ["df"],
+        ["install", "--list"],
+        ["--help"],
+        ["run", "--help"],
+    ):
+        assert "\x1b" not in msb(*arguments, home=tmp_path).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named", "code"),
+    [
+        (["run", "-m", "lots", "busybox"], "memory", 2),
+        (["run", "-c", "0", "busybox"], "cpus", 2),
+        (["run", "--timeout", "soon", "busybox"], "--timeout", 2),
+        (["run", "--name", "../x", "busybox"], "name", 2),
+        (["run", "-H", "a.b", "busybox"], "hostname", 2),
+        (["run", "-e", "=x", "busybox"], "--env", 2),
+        (["run", "Not A Reference"], "reference", 125),
+        (["run", "./nowhere"], "nowhere", 125),
+        (["run", "nothing-like-it"], "nothing-like-it", 125),
+        (["image", "inspect", "nothing-like-it"], "nothing-like-it", 125),
     ],
 )
-def test_bad_values_get_one_line_that_names_them(tmp_path: Path, arguments: list[str], named: str) -> None:
+def test_bad_values_get_one_line_that_names_them(
+    tmp_path: Path, arguments: list[str], named: str, code: int
+) -> None:
     done = msb(*arguments, home=tmp_path)
-    assert done.returncode == 125
+    assert done.returncode == code
     assert done.stdout == ""
     first, *rest = done.stderr.splitlines()
     assert first.startswith("error: ")
     assert named in first
     assert all(line.startswith("hint: ") for line in rest)
     assert len(rest) <= 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("load", "-i", ""),
+        ("load", "--input="),
+        ("load", ""),
+        ("save", "-o", "", "busybox"),
+        ("image", "export", "-o", "", "busybox"),
+        ("run", "--conf", "", "busybox"),
+        ("run", "--conf=", "busybox", "--", "true"),
+        ("create", "--conf", "", "-n", "dev", "busybox"),
+        ("cp", "", "dev:/x"),
+        ("cp", "dev:/x", ""),
+        ("diff", "dev", "--mount", ""),
+        ("apply", "dev", ""),
+        ("discard", "dev", "a", ""),
+    ],
+    ids=" ".join,
+)
+def test_an_empty_path_is_not_this_directory_nor_everything(words: tuple[str, ...], tmp_path: Path) -> None:
+    done = msb(*words, home=tmp_path / "home")
+    first, hint = done.stderr.splitlines()
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert first.startswith("error: ")
+    assert first.endswith("the path is empty")
+    assert hint.startswith("hint: ")
+    assert not (tmp_path / "home").exists()
 
 
 def test_listings_of_an_empty_home(tmp_path: Path) -> None:
@@ -108,7 +184,7 @@ def test_storage_of_a_home_that_does_not_exist(tmp_path: Path) -> None:
     assert (shown["home"], shown["size"], shown["reclaimable"]) == (str(home), 0, 0)
     assert [entry["kind"] for entry in shown["kinds"]] == [
         "images", "templates", "kernels", "boot_disks", "uppers", "records",
-        "running_sandboxes", "stopped_sandboxes", "leftovers", "other",
+        "running_sandboxes", "stopped_sandboxes", "volumes", "leftovers", "other",
     ]  # fmt: skip
     assert all(set(entry) == {"kind", "count", "size", "reclaimable"} for entry in shown["kinds"])
     assert msb("df", home=home).stdout.splitlines()[-1].split() == ["total", "0", "B", "0", "B"]
@@ -145,38 +221,13 @@ def test_a_home_that_cannot_be_read_is_one_line(tmp_path: Path, command: str) ->
     assert str(tmp_path / "cache") in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("shell", "first"), [("bash", "_msb_completion() {"), ("zsh", "#compdef msb"), ("fish", "complete ")]
-)
-def test_completion_prints_the_script_of_a_shell(shell: str, first: str) -> None:
-    done = msb("completion", shell)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith(first)
-
-
-def test_bash_completes_commands_and_options(tmp_path: Path) -> None:
-    (tmp_path / "script").write_text(msb("completion", "bash").stdout)
-    (tmp_path / "msb").write_text(f'#!/bin/sh\nexec {sys.executable} -m microsandbox_cli "$@"\n')
-    (tmp_path / "msb").chmod(0o755)
-    record = Record("id", "prudent", False, 1, "image", "sha256:" + "0" * 64, b"")
-    state = State(tmp_path / "home")
-    state.add(record)
-    state.close()
-    ask = '. ./script; COMP_WORDS=($1); COMP_CWORD=$2; _msb_completion msb; echo "${COMPREPLY[*]}"'
-    for words, found in (
-        ("msb pru", "prune"),
-        ("msb prune --dr", "--dry-run"),
-        ("msb run --col", "--cold"),
-        ("msb exec pr", "prudent"),
-    ):
-        done = subprocess.run(
-            ["bash", "-c", ask, "bash", words, str(len(words.split()) - 1)],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            env={"PATH": f"{tmp_path}:/usr/bin:/bin", "MSB_HOME": str(tmp_path / "home")},
-        )
-        assert done.stdout.split() == [found], done.stderr
+def test_debug_shows_where_an_error_came_from_and_changes_nothing_else(tmp_path: Path) -> None:
+    plain, told = (
+        msb(*options, "logs", "nobody", home=tmp_path) for options in ((), ("--log-level", "debug"))
+    )
+    assert (told.returncode, told.stdout) == (plain.returncode, plain.stdout) == (125, "")
+    assert told.stderr.startswith("Traceback")
+    assert told.stderr.endswith(plain.stderr)
 
 
 def test_removing_what_is_not_there_fails_and_goes_on(tmp_path: Path) -> None:

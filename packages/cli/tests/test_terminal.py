@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from microsandbox.errors import ConfigError
+from microsandbox.terminal import DetachKeys
 from microsandbox_cli.run import _wants_terminal
-from microsandbox_cli.terminal import DetachKeys
 
 
 @pytest.mark.parametrize(

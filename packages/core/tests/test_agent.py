@@ -49,6 +49,7 @@ from microsandbox_core.channel import (
     ProtocolError,
     RequestFailed,
     StreamClosed,
+    Value,
     encode_data,
     encode_frame,
 )
@@ -116,7 +117,7 @@ class FakeGuest:
             if len(view):
                 await self.expect(CreditReceived)
 
-    async def end(self, stream: int, **body: int | bool) -> None:
+    async def end(self, stream: int, **body: Value) -> None:
         self.connection.end(stream, dict(body))
         await self.flush()
 
@@ -249,6 +250,82 @@ async def test_a_program_at_a_terminal_is_resized_and_left() -> None:
         assert [event async for event in process] == []
         with pytest.raises(StreamClosed):
             await process.wait()
+
+
+async def test_programs_that_were_left_are_listed_and_joined() -> None:
+    async with joined() as (client, guest):
+        told: dict[str, Value] = {"session": 5, "argv": [b"sh"], "tty": True, "stdin": True, "pid": 3}
+        listing = asyncio.create_task(client.sessions())
+        asked = await guest.expect(OpenReceived)
+        assert (asked.method, asked.params) == ("sessions", {"after": 0})
+        await guest.end(asked.stream, sessions=[{**told, "since_ns": 9, "joined": True}], more=True)
+        asked = await guest.expect(OpenReceived)
+        assert asked.params == {"after": 5}
+        await guest.end(asked.stream, sessions=[], more=False)
+        (session,) = await listing
+        assert session == (5, 3, (b"sh",), True, True, False, True, 9, None, None)
+        listing = asyncio.create_task(client.sessions(ended=True))
+        asked = await guest.expect(OpenReceived)
+        assert asked.params == {"after": 0, "ended": True}
+        gone: dict[str, Value] = {**told, "since_ns": 9, "ended_ns": 10, "outcome": {"signal": 15}}
+        await guest.end(asked.stream, sessions=[gone])
+        assert (await listing)[0][7:] == (9, 10, (None, 15, False, False))
+        listing = asyncio.create_task(client.sessions(ended=True))
+        await guest.end(
+            (await guest.expect(OpenReceived)).stream, sessions=[{**gone, "outcome": {"code": -1}}]
+        )
+        assert (await listing)[0][7:] == (9, 10, None)
+        waiting = asyncio.create_task(client.outcome(5))
+        asked = await guest.expect(OpenReceived)
+        assert (asked.method, asked.params) == ("outcome", {"session": 5})
+        await guest.end(asked.stream, code=7, oom_killed=True)
+        assert await waiting == (7, None, False, True)
+        for heard, lost in ((True, OutcomeUnknown), (False, ConnectionLost)):
+            async with joined() as (other, gone_guest):
+                waiting = asyncio.create_task(other.outcome())
+                asked = await gone_guest.expect(OpenReceived)
+                if heard:
+                    gone_guest.connection.opened(asked.stream, {})
+                    await gone_guest.flush()
+                gone_guest.socket.close()
+                with pytest.raises(lost):
+                    await waiting
+        for answer in ({"code": 256}, {"oom_killed": True}):
+            waiting = asyncio.create_task(client.outcome())
+            asked = await guest.expect(OpenReceived)
+            assert asked.params == {}
+            await guest.end(asked.stream, **answer)
+            with pytest.raises(RequestFailed):
+                await waiting
+        listing = asyncio.create_task(client.sessions())
+        await guest.end((await guest.expect(OpenReceived)).stream, sessions=[told])
+        with pytest.raises(RequestFailed):
+            await listing
+
+        joining = asyncio.create_task(client.join(5, stdin=True))
+        asked = await guest.expect(OpenReceived)
+        assert (asked.method, asked.params) == ("attach", {"session": 5})
+        guest.connection.opened(asked.stream, {"pid": 3, "printed": [[1, b"$ "], [2, b"!"], [3, b""], 4]})
+        await guest.flush()
+        process = await joining
+        assert process.stdin is not None
+        await process.stdin.write(b"exit\n")
+        assert await guest.expect(DataReceived) == DataReceived(asked.stream, STDIN, b"exit\n")
+        await guest.write(asked.stream, STDOUT, b"bye")
+        await guest.end(asked.stream, code=2)
+        shown = await process.collect()
+        assert (shown.stdout, shown.stderr, shown.status.code) == (b"$ bye", b"!", 2)
+
+
+async def test_who_does_not_wait_until_he_has_joined_a_program_leaves_it_alone() -> None:
+    async with joined() as (client, guest):
+        joining = asyncio.create_task(client.join(5, stdin=False))
+        asked = await guest.expect(OpenReceived)
+        joining.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await joining
+        # The relay takes the one that comes first.
+        assert await guest.expect(MessageReceived) == MessageReceived(asked.stream, "detach", {})
 
 
 async def test_a_program_that_has_ended_cannot_be_left_nor_leaves_by_itself() -> None:

@@ -5,7 +5,15 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from microsandbox_core.artifacts import Stamp, file_digest, publish, sweep, temporary_for
+from microsandbox_core.artifacts import (
+    Stamp,
+    copy_data,
+    copy_sparse,
+    file_digest,
+    publish,
+    sweep,
+    temporary_for,
+)
 from microsandbox_core.errors import StorageError
 
 
@@ -63,3 +71,21 @@ def test_sweep_removes_what_dead_writers_left_and_nothing_else(tmp_path: Path) -
     assert not leftover.exists()
     assert ours.exists()
     assert (tmp_path / "file").exists()
+
+
+def test_a_sparse_file_is_copied_with_its_holes(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    with source.open("wb") as file:
+        for offset in (0, 1 << 20, 5 << 20):
+            file.seek(offset)
+            file.write(bytes([offset >> 20]) * 8192)
+        file.truncate(64 << 20)
+    copy_sparse(source, tmp_path / "copy")
+    memory = os.memfd_create("memory")
+    os.ftruncate(memory, 64 << 20)
+    with source.open("rb") as file:
+        copy_data(file.fileno(), memory)
+    for copied in (tmp_path / "copy", Path(f"/proc/self/fd/{memory}")):
+        assert copied.read_bytes() == source.read_bytes()
+        assert copied.stat().st_blocks * 512 < 1 << 20
+    os.close(memory)

@@ -132,6 +132,7 @@ def test_json_has_stable_names(host: Host) -> None:
         "mke2fs",
         "guest kernel",
         "agentd",
+        "host limits",
         "kvm",
     ]
     assert all(sorted(check) == ["fix", "name", "seen", "status"] for check in found["checks"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 from collections import Counter
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -19,6 +20,7 @@ from microsandbox_core.channel import (
     WINDOW_TO_HOST,
     CancelReceived,
     ConnectionLost,
+    Control,
     CreditReceived,
     DataReceived,
     Ended,
@@ -26,7 +28,6 @@ from microsandbox_core.channel import (
     Event,
     EventReceived,
     Failed,
-    GuestConnection,
     HelloReceived,
     HostConnection,
     HostHelloReceived,
@@ -44,102 +45,16 @@ from microsandbox_core.channel import (
 )
 from microsandbox_core.relay import (
     CLIENT_HIGH_WATER,
+    EARLY_LIMIT,
     GUEST_HIGH_WATER,
     GUEST_QUEUE_LIMIT,
+    Answer,
     Relay,
 )
 
+from tests.support.relay_world import World
+
 ALLOWANCE = 4 << 20
-
-
-class World:
-    """A relay, its guest and its clients, with wires that carry when told to."""
-
-    def __init__(self, relay: Relay | None = None, *, greet: bool = True) -> None:
-        self.relay = relay or Relay()
-        self.guest = GuestConnection()
-        self.clients: dict[int, HostConnection] = {}
-        self.guest_events: list[Event] = []
-        self.events: dict[int, list[Event]] = {}
-        if greet:
-            self.pump()
-            self.guest.hello(agent_version="9", configured=True)
-            self.pump()
-            self.guest_events.clear()
-
-    def connect(self, client: int, *, privileged: bool = False) -> HostConnection:
-        self.relay.client_connected(client, privileged=privileged)
-        self.clients[client] = HostConnection(f"client {client}")
-        self.events[client] = []
-        self.pump()
-        return self.clients[client]
-
-    def gone(self, client: int) -> None:
-        self.relay.client_gone(client)
-        del self.clients[client]
-
-    def pump_guest(self) -> None:
-        while pieces := self.relay.guest_output():
-            data = b"".join(pieces)
-            self.relay.guest_sent(len(data))
-            self.guest_events += self.guest.receive(data)
-
-    def pump_client(self, client: int) -> None:
-        while pieces := self.relay.client_output(client):
-            data = b"".join(pieces)
-            self.relay.client_sent(client, len(data))
-            self.events[client] += self.clients[client].receive(data)
-
-    def flush(self, client: int) -> bool:
-        """Carries all that a client has to say to the relay. True if there was anything."""
-        connection = self.clients[client]
-        said = False
-        while pieces := connection.output():
-            said = True
-            data = b"".join(pieces)
-            connection.sent(len(data))
-            self.relay.client_received(client, data)
-        return said
-
-    def pump(self) -> None:
-        """Carries everything everywhere until nothing moves."""
-        moving = True
-        while moving:
-            moving = False
-            for client in self.clients:
-                moving |= self.flush(client)
-            while pieces := self.guest.output():
-                moving = True
-                data = b"".join(pieces)
-                self.guest.sent(len(data))
-                self.relay.guest_received(data)
-            self.pump_guest()
-            for client in self.clients:
-                self.pump_client(client)
-
-    def say(self, client: int, data: bytes) -> None:
-        self.relay.client_received(client, data)
-        self.pump()
-
-    def take(self, client: int) -> list[Event]:
-        self.pump()
-        events, self.events[client] = self.events[client], []
-        return events
-
-    def take_guest(self) -> list[Event]:
-        self.pump()
-        events, self.guest_events = self.guest_events, []
-        return events
-
-    def running(self, client: int) -> tuple[int, int]:
-        """An exec that the guest accepted: its id at the client and at the guest."""
-        self.take_guest()
-        stream = self.clients[client].open("exec", {"argv": [b"cat"]})
-        (opened,) = self.take_guest()
-        assert isinstance(opened, OpenReceived)
-        self.guest.opened(opened.stream, {"pid": 3})
-        assert Opened(stream, {"pid": 3}) in self.take(client)
-        return stream, opened.stream
 
 
 def data_of(events: list[Event]) -> bytes:
@@ -254,6 +169,21 @@ def test_a_client_that_leaves_takes_its_own_programs_with_it_and_nothing_else() 
     assert world.guest.stream_count == 1
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_the_owner_hears_of_the_last_program_that_was_left(last: bool) -> None:
+    world = World()
+    heard: list[object] = []
+    world.relay.on_last = heard.append
+    world.connect(1)
+    stream, at_guest = world.running(1)
+    world.clients[1].message(stream, "detach", {"last": last})
+    assert world.take(1) == [Ended(stream, {"detached": True})]
+    world.gone(1)
+    world.guest.end(at_guest, {"code": 3})
+    world.pump()
+    assert [event for event in heard if isinstance(event, Ended)] == ([Ended(1, {"code": 3})] if last else [])
+
+
 def test_a_program_that_was_detached_from_outlives_its_client() -> None:
     world = World()
     world.connect(1)
@@ -306,7 +236,46 @@ def test_what_the_guest_said_before_it_ended_still_reaches_clients() -> None:
 # -------------------------------------------------------------------------------------------- permissions
 
 
-@pytest.mark.parametrize("method", ["configure", "shutdown"])
+@pytest.mark.parametrize("method", ["exec", "files"])
+def test_nothing_is_run_before_the_owner_is_done(method: str) -> None:
+    world = World()
+    world.relay.configured = False
+    world.connect(1)
+    world.take(1)
+    stream = world.clients[1].open(method, {})
+    given_up = world.clients[1].open(method, {})
+    world.clients[1].message(stream, "signal", {"signal": 2})
+    world.clients[1].cancel(given_up)
+    world.connect(2)
+    world.clients[2].open(method, {})
+    world.pump()
+    world.gone(2)
+    assert world.take_guest() == []
+    world.relay.configured = True
+    came = world.take_guest()
+    first, second = [event for event in came if isinstance(event, OpenReceived)]
+    assert [event for event in came if event not in (first, second)] == [
+        MessageReceived(first.stream, "signal", {"signal": 2}),
+        CancelReceived(second.stream),
+    ]
+    world.guest.end(first.stream, {"code": 0})
+    assert world.take(1) == [Ended(stream, {"code": 0})]
+
+
+def test_who_asks_for_too_much_too_early_is_closed() -> None:
+    world = World()
+    world.relay.configured = False
+    world.connect(1)
+    stream = world.clients[1].open("exec", {})
+    for _ in range(EARLY_LIMIT):
+        world.clients[1].message(stream, "signal", {"signal": 2})
+    world.pump()
+    assert world.relay.closed_clients() == {1}
+    world.relay.configured = True
+    assert world.take_guest() == []
+
+
+@pytest.mark.parametrize("method", ["configure", "hold", "network", "shutdown"])
 def test_what_belongs_to_the_supervisor_is_refused_to_clients(method: str) -> None:
     world = World()
     world.connect(1)
@@ -799,3 +768,55 @@ def test_a_hello_of_the_guest_is_done_once() -> None:
     for client in range(5):
         world.connect(client)
     assert world.take_guest() == []
+
+
+# ------------------------------------------------------------------------------ the relay's own methods
+
+
+def _ended(world: World, client: int) -> list[Control]:
+    return [event.body for event in world.events[client] if isinstance(event, Ended)]
+
+
+def test_the_guest_does_not_hear_of_the_relays_own_methods() -> None:
+    asked: list[tuple[Control, Answer]] = []
+    world = World()
+    world.relay.methods["pause"] = lambda params, answer: asked.append((params, answer))
+    one, two = world.connect(1), world.connect(2)
+    one.open("pause", {"x": 1})
+    two.open("pause", {"x": 2})
+    world.pump()
+    assert [params for params, _ in asked] == [{"x": 1}, {"x": 2}]
+    assert _ended(world, 1) == _ended(world, 2) == []
+    asked[1][1]({"done": True})
+    world.pump()
+    assert (_ended(world, 1), _ended(world, 2)) == ([], [{"done": True}])
+    assert not [event for event in world.guest_events if isinstance(event, OpenReceived)]
+
+
+def test_an_answer_to_a_client_that_has_gone_goes_nowhere() -> None:
+    asked: list[Answer] = []
+    world = World()
+    world.relay.methods["pause"] = lambda _, answer: asked.append(answer)
+    world.connect(1).open("pause", {})
+    world.pump()
+    world.relay.client_gone(1)
+    del world.clients[1]
+    # Another one with its number is another one.
+    world.connect(1)
+    world.pump()
+    asked[0]({})
+    world.pump()
+    assert _ended(world, 1) == []
+
+
+def test_the_gate_refuses_with_its_error() -> None:
+    error: dict[str, Any] = {"kind": "paused", "message": "it is paused"}
+    world = World(Relay(privileged_methods=()))
+    world.relay.gate = lambda method: None if method == "shutdown" else error
+    client = world.connect(1)
+    client.open("ping", {})
+    client.open("shutdown", {"grace_ms": 1})
+    world.pump()
+    assert _ended(world, 1) == [{"error": error}]
+    opened = [event.method for event in world.guest_events if isinstance(event, OpenReceived)]
+    assert opened == ["shutdown"]

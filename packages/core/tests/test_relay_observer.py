@@ -147,3 +147,25 @@ def test_activity_is_what_clients_do_and_not_what_the_supervisor_asks(
     world.guest.end(stream, {"signal": 9})
     world.pump_guest()
     assert world.relay.active_at == 30
+
+
+def test_who_only_watches_does_not_keep_a_sandbox_from_being_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch)
+    world.relay.active_at = 0
+    world.now = 10
+    world.client.open("metrics", {})
+    world.pump()
+    world.guest.end(world.opened[-1], {"execs": 0})
+    world.pump()
+    world.relay.methods["network.metrics"] = lambda _, answer: answer({})
+    world.client.open("network.metrics", {})
+    theirs = world.client.open("metrics", {})
+    world.pump()
+    world.client.cancel(theirs)
+    world.pump()
+    assert world.relay.active_at == 0
+    # With anything else it is activity.
+    world.client.open("metrics", {})
+    world.client.open("ping", {})
+    world.pump()
+    assert world.relay.active_at == 10

@@ -360,3 +360,39 @@ def test_a_full_backlog_is_not_a_hang(tmp_path: Path) -> None:
         with pytest.raises(BlockingIOError):
             connect_unix(tmp_path / "s")
         waiting.close()
+
+
+def test_a_server_that_is_left_says_first_what_is_somebodys(server: Running) -> None:
+    client = Client(server.path)
+    stream, at_guest = client.run(server.guest)
+    server.relay.on_last = lambda _event: server.server.stop_when_sent()
+    client.host.message(stream, "detach", {"last": True})
+    assert client.next() == Ended(stream, {"detached": True})
+    joined = client.host.open("attach", {"session": at_guest})
+    assert client.next() == Opened(joined, {"pid": 1, "printed": []})
+    # More than a socket takes at once.
+    data = os.urandom(WINDOW_TO_HOST)
+    server.guest.guest.send_data(at_guest, STDOUT, data)
+    server.guest.guest.end(at_guest, {"code": 3})
+    server.guest.flush()
+    shown = bytearray()
+    while isinstance(event := client.next(), DataReceived):
+        shown += event.data
+    assert bytes(shown) == data
+    assert event == Ended(joined, {"code": 3})
+    assert isinstance(client.next(), Failed)
+    client.socket.close()
+
+
+def test_a_server_that_is_left_waits_for_nobody_for_long(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay_server, "DRAIN_TIMEOUT", 0.1)
+    client = Client(server.path)
+    _, at_guest = client.run(server.guest)
+    # It takes nothing, and its socket not all of it.
+    server.guest.guest.send_data(at_guest, STDOUT, bytes(WINDOW_TO_HOST))
+    server.guest.flush()
+    server.call(server.server.stop_when_sent)
+    assert server.join() is None
+    client.socket.close()

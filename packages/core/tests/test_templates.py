@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from pathlib import Path
 
 import pytest
 from microsandbox_core import templates as module
+from microsandbox_core.errors import StorageError
 from microsandbox_core.templates import Templates
 
 KEY = "0" * 64
@@ -147,3 +149,22 @@ def test_who_waited_gets_the_lock_when_it_is_let_go(tmp_path: Path) -> None:
         assert ours
         assert (cache.directory / f".{KEY}.lock").exists()
     timer.join()
+
+
+def test_a_template_that_cannot_be_opened_just_now_is_not_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = Templates(tmp_path)
+    path = publish(cache)
+
+    def one_too_many(*_: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "open", one_too_many)
+    with pytest.raises(StorageError, match="Too many open files"):
+        cache.find(KEY)
+    monkeypatch.undo()
+    assert path.exists()
+    found = cache.find(KEY)
+    assert found is not None
+    found.close()

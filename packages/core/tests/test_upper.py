@@ -1,6 +1,8 @@
 """Uppers are clean ext4 file systems that cost next to nothing until they are used."""
 
+import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,6 +39,22 @@ def test_an_upper_is_never_written_over(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="upper"):
         create_upper(tmp_path / "home", upper)
     assert upper.read_bytes() == b"precious"
+
+
+def test_who_is_killed_while_he_copies_leaves_no_upper(tmp_path: Path) -> None:
+    create_upper(tmp_path, tmp_path / "first")
+    copies_and_dies = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from microsandbox_core.upper import create_upper\n"
+        "os.copy_file_range = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "create_upper(Path(sys.argv[1]), Path(sys.argv[2]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", copies_and_dies, tmp_path, tmp_path / "upper"])
+    assert done.returncode == -signal.SIGKILL
+    assert not (tmp_path / "upper").exists()
+    create_upper(tmp_path, tmp_path / "upper")
+    assert {path.name for path in tmp_path.iterdir()} == {"cache", "first", "upper"}
 
 
 def test_too_small_a_size_is_refused(tmp_path: Path) -> None:

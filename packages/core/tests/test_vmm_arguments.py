@@ -2,12 +2,14 @@
 
 import fcntl
 import os
+import re
 from pathlib import Path
 
 import pytest
 from microsandbox_core.errors import BootFailed, SpecInvalid
 from microsandbox_core.vmm import Disk, DiskFormat, Isolation, VmSpec
-from microsandbox_core.vmm._qemu import Qemu, _disk_arguments
+from microsandbox_core.vmm._monitor import Attached
+from microsandbox_core.vmm._qemu import Qemu, _disk_arguments, _exchangeable, _flat
 from microsandbox_core.vmm._vmdk import Extent, read_extents, write_descriptor
 
 DESCRIPTOR = """# Disk DescriptorFile
@@ -96,6 +98,29 @@ def test_a_scratch_disk_need_not_be_flushed_and_others_must(tmp_path: Path) -> N
         arguments = _disk_arguments(2, Disk(path=path, scratch=scratch), files)
         assert any("cache.no-flush=on" in argument for argument in arguments) is scratch
         os.close(files[0])
+
+
+def test_disks_that_come_later_are_those_that_would_have_come_at_once(tmp_path: Path) -> None:
+    upper = tmp_path / "upper"
+    upper.write_bytes(b"")
+    disks = (
+        Disk(path=image(tmp_path), format=DiskFormat.VMDK, read_only=True),
+        Disk(path=upper, scratch=True),
+    )
+    files: list[int] = []
+    attached: list[Attached] = []
+    try:
+        spec = VmSpec(kernel=tmp_path, boot_disk=tmp_path, disks=disks)
+        arguments = _exchangeable(spec, files, attached)
+        for number, (disk, later) in enumerate(zip(disks, attached, strict=True), start=1):
+            at_once = _disk_arguments(number, disk, files)
+            # Their descriptors have other numbers, and the node another name.
+            given, wanted = (re.sub(r"fdset/\d+", "", text) for text in (_flat(later.options), at_once[-3]))
+            assert given.replace("node-name=under", "node-name=disk") == wanted
+            assert at_once[-1] in arguments
+    finally:
+        for descriptor in files:
+            os.close(descriptor)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,18 @@
 //! Native half of `microsandbox_fs`.
 
-use pyo3::prelude::*;
+pub mod broker;
+pub mod confine;
+pub mod handles;
+pub mod nodes;
+pub mod owners;
+pub mod quota;
+pub mod serve;
+pub mod share;
+pub mod watch;
+pub mod wire;
 
-#[pymodule]
-fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
-    m.add("__version__", env!("CARGO_PKG_VERSION"))?;
-    Ok(())
-}
+#[cfg(test)]
+mod tests;
+
+#[cfg(feature = "python")]
+mod python;

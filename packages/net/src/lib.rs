@@ -1,9 +1,11 @@
 //! Native half of `microsandbox_net`.
 
-use pyo3::prelude::*;
+pub mod address;
+pub mod authority;
+pub mod client;
+pub mod policy;
+pub mod stack;
+pub mod wire;
 
-#[pymodule]
-fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
-    m.add("__version__", env!("CARGO_PKG_VERSION"))?;
-    Ok(())
-}
+#[cfg(feature = "python")]
+mod python;

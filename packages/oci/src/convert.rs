@@ -1,7 +1,8 @@
 //! A tar stream into a layer file.
 
 use crate::blob::{Blob, Sparse};
-use crate::erofs::format;
+use crate::compress::{Compressor, Encoding, EXTENT};
+use crate::erofs::format::{self, BLOCK};
 use crate::erofs::write::{self, Identity};
 use crate::error::{Code, Error, Result};
 use crate::follow::follow;
@@ -9,7 +10,7 @@ use crate::limits::Limits;
 use crate::path::{components, marker, Marker};
 use crate::source::{self, Observer, Summary};
 use crate::tar::{Entry, EntryKind, Reader};
-use crate::tree::{Blocks, Kind, Node, Tree};
+use crate::tree::{Address, Blocks, Kind, Node, Tree};
 use std::fs::File;
 use std::io::{BufRead, Read};
 
@@ -25,12 +26,13 @@ pub struct Converted {
 pub fn convert(
     source: impl Read,
     out: &File,
+    encoding: Encoding,
     limits: &Limits,
     observer: &mut Observer<'_>,
 ) -> Result<Converted> {
     let ((tree, start, entries), summary) = source::run(source, limits, observer, |input| {
         let mut reader = Reader::new(&mut *input, limits.clone());
-        let result = read_tar(&mut reader, out, limits)?;
+        let result = read_tar(&mut reader, out, encoding, limits)?;
         reader.drain()?;
         Ok(result)
     })?;
@@ -48,11 +50,13 @@ pub fn convert(
 pub fn read_tar<R: BufRead>(
     reader: &mut Reader<R>,
     out: &File,
+    encoding: Encoding,
     limits: &Limits,
 ) -> Result<(Tree, u32, u64)> {
     let mut layer = Layer {
         tree: Tree::new(limits.clone()),
         blob: Blob::new(out, 1, false),
+        compressor: (encoding == Encoding::Lz4).then(Compressor::default),
         limits,
     };
     let mut entries = 0;
@@ -68,6 +72,7 @@ pub fn read_tar<R: BufRead>(
 struct Layer<'a> {
     tree: Tree,
     blob: Blob<'a>,
+    compressor: Option<Compressor>,
     limits: &'a Limits,
 }
 
@@ -134,27 +139,36 @@ impl Layer<'_> {
         reader: &mut Reader<R>,
     ) -> Result<Kind> {
         let start = self.blob.block()?;
-        let blocks = match extents {
-            None => {
-                loop {
-                    let data = reader.data()?;
+        let first = Address {
+            device: 0,
+            block: start,
+        };
+        // What fits into one block cannot become smaller.
+        let compressor = self.compressor.as_mut().filter(|_| size > BLOCK as u64);
+        let blocks = match (extents, compressor) {
+            (None, Some(compressor)) => {
+                self.tree.hold(size / EXTENT as u64)?;
+                while let data @ [_, ..] = reader.data()? {
+                    compressor.write(&mut self.blob, data)?;
                     let len = data.len();
-                    if len == 0 {
-                        break;
-                    }
+                    reader.consume(len);
+                }
+                compressor.finish(&mut self.blob, first)?
+            }
+            (None, None) => {
+                while let data @ [_, ..] = reader.data()? {
                     self.blob.write(data)?;
+                    let len = data.len();
                     reader.consume(len);
                 }
                 self.blob.pad()?;
                 match size {
                     0 => Blocks::Empty,
-                    _ => Blocks::Run(crate::tree::Address {
-                        device: 0,
-                        block: start,
-                    }),
+                    _ => Blocks::Run(first),
                 }
             }
-            Some(extents) => {
+            // What has holes is small already, and its chunks may lie anywhere.
+            (Some(extents), _) => {
                 let mut sparse = Sparse::new(size, extents, start, |cost| self.tree.hold(cost))?;
                 for extent in extents {
                     let mut left = extent.len;
@@ -517,7 +531,13 @@ mod tests {
     fn read_all(tar: &[u8]) -> Result<u64> {
         let limits = Limits::default();
         let out = crate::testing::scratch();
-        read_tar(&mut Reader::new(tar, limits.clone()), &out, &limits).map(|(_, _, count)| count)
+        read_tar(
+            &mut Reader::new(tar, limits.clone()),
+            &out,
+            Encoding::Plain,
+            &limits,
+        )
+        .map(|(_, _, count)| count)
     }
 
     #[test]
@@ -604,7 +624,7 @@ mod tests {
             let out = crate::testing::scratch();
             let tar = entries.concat();
             let mut reader = Reader::new(&tar[..], limits.clone());
-            if let Ok((tree, start, _)) = read_tar(&mut reader, &out, &limits) {
+            if let Ok((tree, start, _)) = read_tar(&mut reader, &out, Encoding::Lz4, &limits) {
                 write::write(&out, &tree, start, &[], Identity::Known([0; 32])).unwrap();
                 prop_assert_eq!(describe(&open(&out), &[&out]), describe(&tree, &[&out]));
             }

@@ -20,8 +20,26 @@ pub struct Merged {
 /// Far more than any tool produces (Docker stops at 127); keeps device numbers in 16 bits.
 const LAYERS_MAX: usize = 4096;
 
-/// Merge layer files, lowest first, into the empty file `out`.
+/// Merge layer files, lowest first, into the empty file `out`, whatever that costs.
 pub fn merge(layers: &[File], out: &File, observer: &mut Observer<'_>) -> Result<Merged> {
+    let limits = Limits {
+        max_entries: u32::MAX.into(),
+        max_metadata: u64::MAX,
+        ..Limits::default()
+    };
+    merge_within(layers, out, &limits, observer)
+}
+
+/// The same for layers of a stranger: many that are within the limits of one are not yet an image that is.
+///
+/// Of `limits`, `max_entries` and `max_metadata` count, and what upper layers hide or replace counts too: it
+/// is in memory until the end.
+pub fn merge_within(
+    layers: &[File],
+    out: &File,
+    limits: &Limits,
+    observer: &mut Observer<'_>,
+) -> Result<Merged> {
     if layers.is_empty() || layers.len() > LAYERS_MAX {
         return Err(Error::new(
             Code::Unsupported,
@@ -31,10 +49,8 @@ pub fn merge(layers: &[File], out: &File, observer: &mut Observer<'_>) -> Result
     let mut observer = observer;
     let mut watch = Watch::new(&mut observer);
     let mut merged = Tree::new(Limits {
-        max_entries: u32::MAX.into(),
-        max_metadata: u64::MAX,
         max_xattrs: u64::MAX,
-        ..Limits::default()
+        ..limits.clone()
     });
     let mut identity = Sha256::new();
     let mut devices = Vec::new();
@@ -256,6 +272,10 @@ fn on_device(blocks: &Blocks, device: u16) -> Blocks {
             bits: *bits,
             table: table.iter().map(|slot| slot.map(place)).collect(),
         },
+        Blocks::Compressed { start, sizes } => Blocks::Compressed {
+            start: place(*start),
+            sizes: sizes.clone(),
+        },
     }
 }
 
@@ -444,6 +464,28 @@ mod tests {
             all["/tmp"]
         );
         assert!(all[""].starts_with("dir 755 0:0 0.0 {}"), "{}", all[""]);
+    }
+
+    #[test]
+    fn o09_layers_add_up() {
+        let files: Vec<File> = (0..5)
+            .map(|n| layer(&[dir(b"d"), file(format!("d/{n}").as_bytes(), b"1")]).unwrap())
+            .collect();
+        let code = |limits: Limits| {
+            let merged = merge_within(&files, &scratch(), &limits, &mut |_| true);
+            merged.err().and_then(|error| error.code())
+        };
+        let entries = |max_entries| Limits {
+            max_entries,
+            ..Limits::default()
+        };
+        assert_eq!(code(entries(5)), Some(Code::TooManyEntries));
+        assert_eq!(code(entries(6)), None);
+        let few = Limits {
+            max_metadata: 1000,
+            ..Limits::default()
+        };
+        assert_eq!(code(few), Some(Code::Metadata));
     }
 
     #[test]

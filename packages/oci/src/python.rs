@@ -1,14 +1,15 @@
 //! The extension module `microsandbox_oci._native`; its types are described in `_native.pyi`.
 
 use crate::check::{self, hex};
+use crate::compress::Encoding;
 use crate::error::Error;
 use crate::limits::Limits;
 use crate::source::Patient;
-use crate::{convert, fingerprint, merge, pack, vmdk};
+use crate::{convert, export, fingerprint, merge, pack, vmdk};
 use pyo3::create_exception;
 use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyBytes, PyDict};
 use std::fs::File;
 use std::os::fd::{BorrowedFd, RawFd};
 
@@ -141,18 +142,21 @@ struct MergeResult {
 }
 
 #[pyfunction]
-#[pyo3(signature = (source, out, *, limits=None, progress=None))]
+#[pyo3(signature = (source, out, *, compression="none", limits=None, progress=None))]
 fn convert_layer(
     py: Python<'_>,
     source: RawFd,
     out: RawFd,
+    compression: &str,
     limits: Option<&Bound<'_, PyAny>>,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<LayerResult> {
     let limits = self::limits(limits)?;
+    let encoding = Encoding::parse(compression)
+        .ok_or_else(|| PyValueError::new_err(format!("unknown compression {compression:?}")))?;
     let (source, out) = (file(source)?, output(out)?);
     let done = detached(py, progress, |observer| {
-        convert::convert(Patient(&source), &out, &limits, observer)
+        convert::convert(Patient(&source), &out, encoding, &limits, observer)
     })?;
     let summary = done.summary;
     Ok(LayerResult {
@@ -201,17 +205,52 @@ fn fingerprint_directory(py: Python<'_>, path: Vec<u8>) -> PyResult<String> {
 }
 
 #[pyfunction]
-#[pyo3(name = "merge")]
-fn merge_layers(py: Python<'_>, layers: Vec<RawFd>, out: RawFd) -> PyResult<MergeResult> {
+#[pyo3(name = "merge", signature = (layers, out, *, limits=None))]
+fn merge_layers(
+    py: Python<'_>,
+    layers: Vec<RawFd>,
+    out: RawFd,
+    limits: Option<&Bound<'_, PyAny>>,
+) -> PyResult<MergeResult> {
+    let limits = limits.map(|given| self::limits(Some(given))).transpose()?;
     let layers = layers.into_iter().map(file).collect::<PyResult<Vec<_>>>()?;
     let out = output(out)?;
-    let merged = detached(py, None, |observer| merge::merge(&layers, &out, observer))?;
+    let merged = detached(py, None, |observer| match &limits {
+        Some(limits) => merge::merge_within(&layers, &out, limits, observer),
+        None => merge::merge(&layers, &out, observer),
+    })?;
     Ok(MergeResult {
         blocks: merged.written.blocks.into(),
         inodes: merged.written.inodes,
         chunk_indexes: merged.written.chunk_indexes,
         layer_blocks: merged.layer_blocks,
     })
+}
+
+#[pyfunction]
+#[pyo3(signature = (metadata, layers, write, *, progress=None))]
+fn export_tar(
+    py: Python<'_>,
+    metadata: RawFd,
+    layers: Vec<RawFd>,
+    write: Py<PyAny>,
+    progress: Option<Py<PyAny>>,
+) -> PyResult<()> {
+    let metadata = file(metadata)?;
+    let layers = layers.into_iter().map(file).collect::<PyResult<Vec<_>>>()?;
+    let mut raised = None;
+    let mut out = |piece: &[u8]| {
+        Python::attach(|py| write.call1(py, (PyBytes::new(py, piece),)))
+            .map(drop)
+            .map_err(|error| {
+                raised = Some(error);
+                Error::Cancelled
+            })
+    };
+    let done = detached(py, progress, |observer| {
+        export::export(&metadata, &layers, &mut out, observer)
+    });
+    done.map_err(|error| raised.unwrap_or(error))
 }
 
 #[pyfunction]
@@ -252,6 +291,7 @@ fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(pack_directory, m)?)?;
     m.add_function(wrap_pyfunction!(fingerprint_directory, m)?)?;
     m.add_function(wrap_pyfunction!(merge_layers, m)?)?;
+    m.add_function(wrap_pyfunction!(export_tar, m)?)?;
     m.add_function(wrap_pyfunction!(vmdk_descriptor, m)?)?;
     m.add_function(wrap_pyfunction!(check_layer, m)?)?;
     m.add_function(wrap_pyfunction!(sha256_fd, m)?)?;

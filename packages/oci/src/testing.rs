@@ -1,5 +1,6 @@
 //! What the tests of several modules need: tar archives, images and trees in a comparable form.
 
+use crate::compress::{decompress, Encoding, EXTENT};
 use crate::convert::read_tar;
 use crate::erofs::read::Image;
 use crate::erofs::write::{self, Identity};
@@ -66,10 +67,14 @@ pub fn layer(entries: &[Vec<u8>]) -> Result<File> {
 }
 
 pub fn layer_with(entries: &[Vec<u8>], limits: &Limits) -> Result<File> {
+    encoded_layer(entries, Encoding::Plain, limits)
+}
+
+pub fn encoded_layer(entries: &[Vec<u8>], encoding: Encoding, limits: &Limits) -> Result<File> {
     let out = scratch();
     let tar = [entries.concat(), vec![0; 1024]].concat();
     let mut reader = Reader::new(&tar[..], limits.clone());
-    let (tree, start, _) = read_tar(&mut reader, &out, limits)?;
+    let (tree, start, _) = read_tar(&mut reader, &out, encoding, limits)?;
     write::write(&out, &tree, start, &[], Identity::Known([7; 32]))?;
     Ok(out)
 }
@@ -151,6 +156,16 @@ pub fn contents(size: u64, blocks: &Blocks, devices: &[&File]) -> Vec<u8> {
     match blocks {
         Blocks::Empty => {}
         Blocks::Run(address) => read(&mut data, *address),
+        Blocks::Compressed { start, sizes } => {
+            let mut block = start.block;
+            for (extent, &blocks) in data.chunks_mut(EXTENT).zip(sizes) {
+                let mut stored = vec![0; usize::from(blocks) * 4096];
+                read(&mut stored, crate::tree::Address { block, ..*start });
+                let len = extent.len();
+                extent.copy_from_slice(&decompress(&stored, len).unwrap());
+                block += u32::from(blocks);
+            }
+        }
         Blocks::Chunks { bits, table } => {
             for (chunk, address) in data.chunks_mut(4096 << bits).zip(table) {
                 if let Some(address) = address {

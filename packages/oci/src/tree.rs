@@ -53,6 +53,9 @@ pub enum Blocks {
         bits: u8,
         table: Box<[Option<Address>]>,
     },
+    /// Extents of [`crate::compress::EXTENT`] bytes, one behind the other; how many blocks each takes. As many
+    /// as without compression: it is not compressed.
+    Compressed { start: Address, sizes: Box<[u8]> },
 }
 
 #[derive(Debug, Default)]

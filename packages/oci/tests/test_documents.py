@@ -100,6 +100,13 @@ def test_a_document_that_is_a_manifest_and_an_index_is_refused() -> None:
         parse(manifest(mediaType="application/vnd.oci.image.index.v1+json"))
 
 
+def test_a_media_type_of_a_stranger_is_shown_without_control_characters() -> None:
+    """Found by fuzzing."""
+    with pytest.raises(ImageInvalid, match="neither") as caught:
+        parse(manifest(mediaType="\x1b[2J"))
+    assert str(caught.value).isprintable()
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -210,3 +217,13 @@ def test_platforms_are_chosen_by_architecture_and_variant() -> None:
     assert Platform("linux", "riscv64").choose(offered) is None
     assert amd64.choose([None]) == 0
     assert amd64.choose([None, None]) is None
+
+
+def test_a_platform_without_a_variant_is_the_usual_one() -> None:
+    offered = [Platform("linux", "arm", variant) for variant in ("v5", "v6", "v7")]
+    offered += [Platform("linux", "arm64", "v8"), Platform("linux", "amd64")]
+    assert Platform("linux", "arm64").choose(offered) == 3
+    assert Platform("linux", "arm").choose(offered) == 2
+    assert Platform("linux", "arm", "v6").choose(offered) == 1
+    assert Platform("linux", "amd64", "v1").choose(offered) == 4
+    assert Platform("linux", "arm64", "v9").choose(offered) is None

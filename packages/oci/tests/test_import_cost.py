@@ -11,7 +11,7 @@ import pytest
 from microsandbox_oci import ImageStore
 
 HEAVY = {"asyncio", "tarfile", "hashlib", "ssl", "socket", "subprocess", "tempfile", "shutil", "zlib"}
-HEAVY |= {"zstandard", "threading", "pydantic", "httpx", "http", "email", "logging", "datetime"}
+HEAVY |= {"zstandard", "threading", "pydantic", "http", "email", "logging", "datetime"}
 HEAVY |= {"microsandbox_oci._native"}
 
 SCRIPT = """

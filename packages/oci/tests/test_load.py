@@ -188,6 +188,8 @@ def test_a_name_can_be_given_instead(store: ImageStore, sources: Any) -> None:
     with pytest.raises(ArchiveNotFound, match="nothing") as caught:
         store.load(f"oci:{path}:nothing")
     assert "app:1" in str(caught.value.hint)
+    with pytest.raises(ArchiveInvalid, match="empty"):
+        store.load("")  # which is not the working directory
 
 
 # What is wrong with the source, and the error it must be.
@@ -428,6 +430,29 @@ def test_sources_that_are_no_archives_are_named(store: ImageStore, sources: Any,
         store.load(io.BytesIO(b""))
 
 
+def test_what_an_archive_calls_things_is_shown_on_one_line(store: ImageStore, sources: Any) -> None:
+    """Found by fuzzing: names of images, configurations and layers."""
+    built = sources.image(BASE)
+    strange = "\x1b[2J" + "n" * 5000
+    for member, value in (("Config", strange), ("Layers", [strange]), ("RepoTags", [strange])):
+        files = sources.docker_old(built, ["app:1"])
+        entry = {**json.loads(files["manifest.json"])[0], member: value}
+        files["manifest.json"] = json.dumps([entry]).encode()
+        archive = sources.archive(files)
+        with pytest.raises(ImageError) as caught:
+            store.load(f"docker-archive:{archive}:other:1" if member == "RepoTags" else archive)
+        for text in (str(caught.value), str(caught.value.hint)):
+            assert text.isprintable()
+            assert len(text) < 2000
+    foreign = sources.docker_old(sources.image(BASE, platform=Platform("linux", "s390x")), ["app:1"])
+    listing = json.loads(foreign["manifest.json"])[0]
+    foreign[strange[:90]] = foreign.pop(listing["Config"])
+    foreign["manifest.json"] = json.dumps([{**listing, "Config": strange[:90]}]).encode()
+    with pytest.raises(PlatformMismatch) as caught:
+        store.load(sources.archive(foreign))
+    assert str(caught.value).isprintable()
+
+
 def test_a_fifo_is_read_as_a_stream(store: ImageStore, sources: Any, tmp_path: Path) -> None:
     import threading
 
@@ -512,7 +537,8 @@ def test_o20_enospc_at_every_size_leaves_nothing_and_the_disk_can_be_used_again(
     mount = tmp_path / "small"
     mount.mkdir()
     full = 0
-    for kilobytes in range(20, 820, 50):
+    sizes = range(20, 1620, 50)
+    for kilobytes in sizes:
         subprocess.run(
             ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k,nr_inodes=200", "tmpfs", mount], check=True
         )
@@ -529,7 +555,7 @@ def test_o20_enospc_at_every_size_leaves_nothing_and_the_disk_can_be_used_again(
                 assert store.get("app:1").layers
         finally:
             subprocess.run(["umount", mount], check=True)
-    assert 3 < full < 16
+    assert 3 < full < len(sizes)
 
 
 def test_a_store_that_cannot_be_written_says_so(tmp_path: Path, sources: Any) -> None:

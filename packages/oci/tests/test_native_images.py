@@ -26,9 +26,9 @@ def run(*argv: str | Path) -> str:
     return done.stdout + done.stderr
 
 
-def convert(tar: Path, out: Path) -> native.LayerResult:
+def convert(tar: Path, out: Path, compression: str = "none") -> native.LayerResult:
     with tar.open("rb") as source, out.open("wb+") as target:
-        return native.convert_layer(source.fileno(), target.fileno())
+        return native.convert_layer(source.fileno(), target.fileno(), compression=compression)
 
 
 def pack(directory: Path, out: Path) -> native.LayerResult:
@@ -542,3 +542,78 @@ def test_the_descriptor_is_one_disk_for_qemu(tmp_path: Path) -> None:
         [moved / meta.name, *(moved / parts.name / layer.name for layer in layers)], tmp_path / "whole"
     )
     assert raw.read_bytes() == expected.read_bytes()
+
+
+def test_a_large_file_costs_one_index(tmp_path: Path) -> None:
+    def made(size: int) -> tuple[int, native.MergeResult]:
+        tar, layer, meta = tmp_path / f"{size}.tar", tmp_path / f"{size}.layer", tmp_path / f"{size}.meta"
+        entry = tarfile.TarInfo("f")
+        entry.size = size
+        with tar.open("wb") as file:
+            file.write(entry.tobuf())
+            file.truncate(512 + size + -size % 512 + 1024)
+        metadata = convert(tar, layer).blocks * BLOCK - (size + -size % BLOCK)
+        return metadata, merge([layer], meta)
+
+    small, large = made(1), made(1 << 30)
+    assert large[0] == small[0]
+    assert (large[1].chunk_indexes, large[1].blocks) == (1, small[1].blocks)
+
+
+def hard_to_compress(root: Path) -> None:
+    """Files whose sizes and contents lie on both sides of every edge that extents have."""
+    rng = random.Random(7)
+    for name in ("text", "noise", "zero"):
+        (root / name).mkdir()
+    text = b"".join(b"%d: what a text says\n" % number for number in range(30_000))
+    for size in (1, BLOCK, BLOCK + 1, 65535, 65536, 65537, 131072, 200_001):
+        write(root / "text" / str(size), text[:size])
+        write(root / "noise" / str(size), rng.randbytes(size))
+        write(root / "zero" / str(size), bytes(size))
+    write(root / "mixed", rng.randbytes(70_000) + text[:150_000] + rng.randbytes(70_000) + text[-150_001:])
+    write(root / "ends-in-noise", text[:65536] + rng.randbytes(10))
+    write(root / "long-matches", text[:40_000] * 5 + bytes(100_000))
+
+
+@pytest.fixture
+def compressed(tree: Path, tmp_path: Path) -> tuple[Path, Path, Path]:
+    """A tree as it is, as a compressed layer, and as merged metadata."""
+    root, tar = tmp_path / "root", tmp_path / "layer.tar"
+    root.mkdir()
+    run("cp", "-a", tree, root / "tree")
+    hard_to_compress(root)
+    pack_tar(root, tar, FORMATS["pax"])
+    layer, meta = tmp_path / "layer.erofs", tmp_path / "fsmeta.erofs"
+    convert(tar, layer, "lz4")
+    merge([layer], meta)
+    return root, layer, meta
+
+
+@needs_fsck
+def test_compressed_images_are_what_erofs_utils_read(
+    compressed: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    root, layer, meta = compressed
+    fsck(layer)
+    # The indexes of compressed files count through the layers behind the metadata, where the guest has them.
+    disk = concatenate([meta, layer], tmp_path / "disk")
+    fsck(disk, [layer])
+    for name, source, devices in (("layer", layer, ()), ("merged", disk, (f"--device={layer}",))):
+        out = tmp_path / name
+        run("fsck.erofs", f"--extract={out}", "--no-preserve", *devices, source)
+        for path in (path for path in root.rglob("*") if path.is_file() and not path.is_symlink()):
+            assert (out / path.relative_to(root)).read_bytes() == path.read_bytes(), path
+    shown = run("dump.erofs", "--path=/text/65537", layer)
+    assert "Compression ratio" in shown
+    ratio = float(shown.split("Compression ratio:")[1].split("%")[0])
+    assert ratio < 60
+    # What would not get smaller is one run, as without compression.
+    assert "Layout: 0" in run("dump.erofs", "--path=/noise/65537", layer)
+
+
+@pytest.mark.root
+@needs_root
+def test_a_mounted_compressed_image_is_the_tree(compressed: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    root, layer, meta = compressed
+    with mounted(concatenate([meta, layer], tmp_path / "disk"), tmp_path / "mnt") as found:
+        assert_same(found, root)

@@ -23,7 +23,7 @@ _domain = st.sampled_from(
         "index.docker.io/",
         "localhost/",
         "localhost:5000/",
-        "ghcr.io/",
+        "registry.example/",
         "a.b-c.example:443/",
         "Registry/",
         "[2001:db8::1]:5000/",
@@ -44,7 +44,7 @@ _tag = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,30}", fullmatch=True)
         ("user/app", "docker.io/user/app:latest", "user/app:latest"),
         ("localhost/app", "localhost/app:latest", "localhost/app:latest"),
         ("localhost:5000/app", "localhost:5000/app:latest", "localhost:5000/app:latest"),
-        ("ghcr.io/a/b/c:v1", "ghcr.io/a/b/c:v1", "ghcr.io/a/b/c:v1"),
+        ("registry.example/a/b/c:v1", "registry.example/a/b/c:v1", "registry.example/a/b/c:v1"),
         ("host:80/app", "host:80/app:latest", "host:80/app:latest"),
         ("Host/app", "Host/app:latest", "Host/app:latest"),
         (f"busybox@{DIGEST}", f"docker.io/library/busybox@{DIGEST}", f"busybox@{DIGEST}"),
@@ -142,3 +142,11 @@ def test_any_text_is_parsed_or_refused(text: str) -> None:
         assert not set(part) & set(" \t\n\0\\%~")
     assert ".." not in reference.path.split("/")
     assert Reference.parse(str(reference)) == reference
+
+
+@pytest.mark.parametrize("name", ["sha256", "sha512"])
+def test_a_repository_called_as_an_algorithm_is_spelled_out(name: str) -> None:
+    """Found by fuzzing: its familiar form would be a damaged digest."""
+    reference = Reference.parse(name)
+    assert reference.familiar == f"docker.io/library/{name}:latest"
+    assert Reference.parse(reference.familiar) == reference

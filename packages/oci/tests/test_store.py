@@ -21,6 +21,7 @@ from microsandbox_oci import (
     ImageStore,
     Reference,
     ReferenceInvalid,
+    _workspace,
     open_in_use_lock,
 )
 
@@ -42,6 +43,15 @@ def test_an_image_is_found_by_every_spelling_of_its_name(store: ImageStore, sour
     assert by_digest.reference is None
     assert by_digest.layers == image.layers
     assert store.get(f"busybox@{image.digest}").digest == image.digest
+
+
+def test_names_are_listed_without_their_images(store: ImageStore, sources: Any) -> None:
+    assert store.references() == []
+    image = load(store, sources, "tools/box:1.2", BASE)
+    load(store, sources, "busybox:latest", BASE)
+    assert [name.familiar for name in store.references()] == ["busybox:latest", "tools/box:1.2"]
+    image.disk.unlink()
+    assert len(store.references()) == 2
 
 
 @pytest.mark.parametrize("name", ["missing", "busybox:1", "sha256:" + "0" * 64, "x@sha256:" + "0" * 64])
@@ -241,6 +251,19 @@ def test_strangers_in_the_temporary_directory_do_no_harm(store: ImageStore, sour
     assert store.get("app:1") == image
 
 
+def test_an_interrupt_leaves_no_lock_of_a_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even one that comes when its file has just been made."""
+
+    def interrupted(path: Path, *, wait: bool) -> None:
+        path.touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_workspace, "lock_file", interrupted)
+    with pytest.raises(KeyboardInterrupt), _workspace.workspace(tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_leftovers_are_what_a_sweep_removes(store: ImageStore) -> None:
     assert store.leftovers() == []
     store.sweep()
@@ -276,3 +299,28 @@ def test_nothing_stays_open(store: ImageStore, sources: Any) -> None:
         with pytest.raises(ImageError):
             store.load(source.parent / "missing")
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+def test_a_name_with_a_digest_that_is_no_name_of_an_image_removes_nothing(
+    store: ImageStore, sources: Any
+) -> None:
+    image = load(store, sources, "app:1", BASE)
+    other = f"other@{image.digest}"
+    assert store.get(other).digest == image.digest
+    with pytest.raises(ImageNotFound, match="other@"):
+        store.remove(other)
+    assert store.get("app:1") == image
+    store.remove("app:1")
+    with pytest.raises(ImageNotFound):
+        store.remove(other)
+
+
+def test_a_damaged_image_has_a_digest_and_can_be_removed(store: ImageStore, sources: Any) -> None:
+    image = load(store, sources, "app:1", BASE)
+    image.metadata.unlink()
+    with pytest.raises(ImageInvalid):
+        store.get("app:1")
+    assert store.digest("app:1") == store.digest(image.digest) == image.digest
+    store.remove("app:1")
+    with pytest.raises(ImageNotFound):
+        store.digest("app:1")

@@ -6,7 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from microsandbox._config import (
+    MountConfig,
+    NetworkConfig,
     SandboxConfig,
+    Tmpfs,
     check_env,
     check_hostname,
     check_name,
@@ -19,6 +22,7 @@ from microsandbox._config import (
     replacement_grace,
     selects,
     stored_labels,
+    to_dict,
 )
 from microsandbox.errors import ConfigError
 
@@ -100,6 +104,38 @@ def test_cpus_out_of_range(cpus: int) -> None:
         parse_cpus(cpus)
 
 
+_LIMIT = st.integers(0, 2**64 - 1)
+_RATE = st.none() | _LIMIT
+_NETWORKS = st.builds(
+    NetworkConfig,
+    preset=st.sampled_from(["none", "public-only", "nonlocal", "allow-all"]),
+    rules=st.lists(st.text(max_size=9)).map(tuple),
+    strict=st.booleans(),
+    nameservers=st.lists(st.text(max_size=9)).map(tuple),
+    dns=st.sampled_from(["resolve", "synthetic"]),
+    ports=st.lists(st.tuples(st.sampled_from(["tcp", "udp"]), st.text(max_size=9), _LIMIT, _LIMIT)).map(
+        tuple
+    ),
+    max_connections=st.none() | _LIMIT,
+    rates=st.lists(st.tuples(st.just("egress"), _RATE, _RATE, _RATE, _RATE)).map(tuple),
+    proxy=st.none() | st.text(max_size=9),
+    no_proxy=st.text(max_size=9),
+)
+
+
+_MOUNTS = st.builds(
+    MountConfig,
+    target=st.text(max_size=9),
+    source=st.text(max_size=9),
+    kind=st.sampled_from(["bind", "volume", "disk"]),
+    volume=st.none() | st.text(max_size=9),
+    flags=st.lists(st.sampled_from(["noexec", "nodev"])).map(tuple),
+    fstype=st.none() | st.text(max_size=9),
+    quota=st.none() | st.integers(4096, 8 << 40),
+    size=st.none() | st.integers(64 << 20, 8 << 40),
+)
+
+
 @given(
     st.builds(
         SandboxConfig,
@@ -111,10 +147,37 @@ def test_cpus_out_of_range(cpus: int) -> None:
         entrypoint=st.none() | st.lists(st.text(max_size=9)).map(tuple),
         max_duration=st.none() | st.floats(0, 1 << 31),
         idle_timeout=st.none() | st.floats(0, 1 << 31),
+        stop_signal=st.none() | st.integers(1, 64),
+        root_disk=st.none() | st.integers(64 << 20, 1 << 40),
+        tmpfs=st.lists(st.builds(Tmpfs, size=st.none() | st.integers(0, 1 << 50), mode=st.just(0))).map(
+            tuple
+        ),
+        rlimits=st.lists(st.tuples(st.text(max_size=9), _LIMIT, _LIMIT)).map(tuple),
+        network=_NETWORKS,
+        mounts=st.lists(_MOUNTS).map(tuple),
     )
 )
 def test_a_config_survives_the_database(config: SandboxConfig) -> None:
     assert SandboxConfig.unpack(config.pack()) == config
+
+
+@given(_NETWORKS)
+def test_a_network_survives_the_way_to_the_supervisor(network: NetworkConfig) -> None:
+    assert NetworkConfig.unpack(network.pack()) == network
+
+
+def test_a_record_from_before_there_was_a_network_reads_and_is_as_short_as_then() -> None:
+    packed = SandboxConfig().pack()
+    assert b"network" not in packed
+    assert b"mounts" not in packed
+    assert SandboxConfig.unpack(packed).network == NetworkConfig()
+
+
+def test_the_password_of_a_proxy_is_not_shown() -> None:
+    config = SandboxConfig(network=NetworkConfig(proxy="socks5://me:hush@hush@proxy.example:1080"))
+    assert "hush" not in repr(config)
+    assert "hush" not in repr(to_dict(config))
+    assert config.network.shown_proxy == "socks5://me:***@proxy.example:1080"
 
 
 def test_bytes_that_are_not_utf8_survive_the_database() -> None:
@@ -181,3 +244,18 @@ def test_what_has_no_name_replaces_nothing() -> None:
 @pytest.mark.parametrize("packed", [b"", b"\x80", b"\xc1", b"\x01", b"\x81\xa6labels\x01"])
 def test_a_stored_configuration_without_labels_has_none(packed: bytes) -> None:
     assert stored_labels(packed) == {}
+
+
+@pytest.mark.parametrize(
+    ("proxy", "shown"),
+    [
+        (None, None),
+        ("http://[2001:db8::1]:3128", "http://[2001:db8::1]:3128"),
+        ("http://me:hu:sh@p:1", "http://me:***@p:1"),
+        ("socks5://me:hu/s@h@p:1", "socks5://me:***@p:1"),
+        ("http://hush@p:1", "http://***@p:1"),
+        ("http://:hush@p:1", "http://:***@p:1"),
+    ],
+)
+def test_a_proxy_is_shown_without_what_is_secret(proxy: str | None, shown: str | None) -> None:
+    assert NetworkConfig(proxy=proxy).shown_proxy == shown

@@ -1,10 +1,12 @@
 """Locks say what runs; leftovers go, what is in use stays."""
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 from microsandbox._directory import SandboxDirectory, sweep
+from microsandbox._life import directories
 from microsandbox.errors import StateError
 
 
@@ -72,3 +74,25 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     with pytest.raises(StateError, match="sandboxes") as caught:
         SandboxDirectory(tmp_path, "one").create()
     assert caught.value.hint
+
+
+def test_what_cannot_be_looked_at_is_not_taken_for_a_leftover(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # L03: too many open files, just where somebody looks whether a sandbox runs
+    running = SandboxDirectory(tmp_path, "running")
+    lock = running.create()
+    opened = os.open
+
+    def one_too_many(path: str, flags: int, mode: int = 0o777) -> int:
+        if str(path).endswith("/lock"):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), path)
+        return opened(path, flags, mode)
+
+    monkeypatch.setattr(os, "open", one_too_many)
+    for look in (running.is_running, lambda: sweep(tmp_path, lambda _: False), lambda: directories(tmp_path)):
+        with pytest.raises(StateError, match="Too many open files"):
+            look()
+    monkeypatch.undo()
+    assert running.is_running()
+    os.close(lock)

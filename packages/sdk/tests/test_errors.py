@@ -31,9 +31,10 @@ def test_every_error_is_public_and_in_the_drawing() -> None:
 
 def test_everything_public_can_be_had() -> None:
     for name in microsandbox.__all__:
-        assert getattr(microsandbox, name).__name__ == name
+        # A union of types has no name.
+        assert getattr(getattr(microsandbox, name), "__name__", name) == name
     with pytest.raises(AttributeError, match="nothing"):
-        _ = microsandbox.nothing
+        _ = microsandbox.nothing  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

@@ -10,14 +10,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from microsandbox import _create, _life, _replace
+from microsandbox import _create, _directory, _life, _replace
 from microsandbox._config import SandboxConfig
 from microsandbox._directory import SandboxDirectory
 from microsandbox._state import Record, State
 from microsandbox.errors import AlreadyExists, SandboxNotFound, StateError, StillRunning
 from microsandbox.info import Status, inspect, list_sandboxes
 
-IMAGE: Any = SimpleNamespace(digest="sha256:0")
+IMAGE: Any = SimpleNamespace(digest="sha256:0", compression="none")
 LIFE = _life.Life("stopped", 5, 5, cause="requested", reason="it was asked to stop")
 
 
@@ -98,6 +98,39 @@ def test_a_removal_that_cannot_write_the_database_removes_nothing(
         _create.forget(tmp_path, record)
     assert SandboxDirectory(tmp_path, "a1").upper.exists()
     assert _life.look(SandboxDirectory(tmp_path, "a1")).status is Status.STOPPED
+
+
+@pytest.mark.parametrize("step", ["upper.ext4", "logs", "doomed"])
+def test_a_removal_that_made_room_and_failed_is_finished_by_the_next_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """A full disk: what is to go makes the room. Wherever that ends, nobody gets a new disk by that name."""
+
+    def refuse(state: State, identifier: str) -> bool:
+        raise StateError("the disk is full", code="no_space")
+
+    record = _add(tmp_path, "a1", "dev")
+    directory = SandboxDirectory(tmp_path, "a1")
+    directory.upper.write_bytes(b"x")
+    directory.logs.mkdir()
+    delete = _directory._delete
+
+    def fail(path: Path) -> None:
+        if path.name == step:
+            raise StateError(f"{path}: cannot remove")
+        delete(path)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(State, "remove", refuse)
+        broken.setattr(_directory, "_delete", fail)
+        with pytest.raises(StateError):
+            _create.forget(tmp_path, record)
+    assert not directory.upper.exists()
+    with pytest.raises(SandboxNotFound):
+        _create.hold(tmp_path, "dev")
+    assert list_sandboxes(tmp_path) == []
+    assert not directory.path.exists()
+    assert _names(tmp_path) == []
 
 
 def test_looking_writes_nothing_and_waits_for_nobody(tmp_path: Path) -> None:

@@ -17,6 +17,13 @@ def test_the_start_path_stays_light(module: str) -> None:
     assert HEAVY & set(done.stdout.split()) == set()
 
 
+def test_a_supervisor_does_without_openssl() -> None:
+    script = "import microsandbox.supervisor._supervise, microsandbox_core.relay_server, sys"
+    script += "; print(*sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True, check=True)
+    assert {"hashlib", "_hashlib"} & set(done.stdout.split()) == set()
+
+
 def test_the_first_step_of_a_start_imports_next_to_nothing() -> None:
     script = "import sys; before = set(sys.modules)\nimport microsandbox._spawn\n"
     script += "print(*set(sys.modules) - before)"

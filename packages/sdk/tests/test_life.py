@@ -1,6 +1,7 @@
 """What a sandbox is doing, from its record and its lock together."""
 
 import asyncio
+import errno
 import os
 import signal
 import socket
@@ -130,3 +131,27 @@ def test_a_supervisor_that_could_not_write_its_record_is_found_by_its_socket(
         os.close(pidfd)
     os.close(lock)
     assert asyncio.run(_ending.supervisor(directory)) is None
+
+
+def test_a_record_takes_the_place_of_the_old_one_where_there_is_no_room_for_another(
+    directory: SandboxDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # L09
+    ended = BEGUN._replace(status=Status.STOPPED, reason="x")
+    _life.write(directory, BEGUN._replace(reason="y" * 100))
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    assert _life.write(directory, ended, quiet=True)
+    assert _life.read(directory) == ended
+    assert not Path(directory.path, "life.new").exists()
+
+
+def test_records_have_only_what_is_known(directory: SandboxDirectory) -> None:
+    _life.write(directory, BEGUN)
+    assert b"console" not in Path(directory.path, "life").read_bytes()
+    failed = BEGUN._replace(status=Status.CRASHED, stage="boot", hint="h", console="c")
+    _life.write(directory, failed)
+    assert _life.read(directory) == failed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import socket
 from collections.abc import Callable
 from typing import cast
 
@@ -22,6 +23,7 @@ class World:
     ) -> None:
         self.now = 1000.0
         self.active_at = self.now
+        self.paused = False
         self.stopped: list[tuple[float, str, str]] = []
         self._due: list[tuple[float, int, Callable[[], None]]] = []
         monkeypatch.setattr(_limits, "monotonic", lambda: self.now)
@@ -31,6 +33,7 @@ class World:
             max_duration,
             idle,
             lambda limit, reason: self.stopped.append((self.now - 1000, limit, reason)),
+            lambda: self.paused,
         )
 
     def call_later(self, delay: float, callback: Callable[[], None]) -> None:
@@ -91,3 +94,50 @@ def test_who_was_held_up_looks_at_what_has_come_before_it_stops(monkeypatch: pyt
 def test_without_limits_nothing_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(monkeypatch, None, None)
     assert world._due == []
+
+
+def test_setting_the_hosts_clock_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop's timers and the limits are by CLOCK_MONOTONIC; the wall clock may go where it wants."""
+    # Of the whole process, as the real ones are: the loop reads the second.
+
+    wall, monotonic = 1e9, 1000.0
+    monkeypatch.setattr("time.time", lambda: wall)
+    monkeypatch.setattr("time.monotonic", lambda: monotonic)
+    monkeypatch.setattr(_limits, "monotonic", lambda: monotonic)
+    relay = Relay()
+    relay.active_at = monotonic
+    stopped: list[str] = []
+    pairs = [socket.socketpair() for _ in range(2)]
+    server = RelayServer(relay, pairs[0][0], pairs[1][0])
+    try:
+        _limits.watch_limits(server, relay, 300.0, 30.0, lambda limit, reason: stopped.append(limit))
+        for wall in (0.0, 2e9, 1e9):  # noqa: B007 - read by the clock above
+            # A wake-up for nothing, as by a signal: a `select` that waits is not what is tried here.
+            monkeypatch.setattr(server._selector, "select", lambda timeout: [])
+            server._turn()
+        assert stopped == []
+        monotonic += 31
+        server._turn()  # due, and looks once more at what has come meanwhile
+        monotonic += 1
+        server._turn()
+        assert stopped == ["idle_timeout"]
+    finally:
+        server._close()
+        for pair in pairs:
+            pair[1].close()
+
+
+def test_what_is_paused_is_not_idle_but_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch, None, 10.0)
+    world.paused = True
+    world.until(95)
+    world.paused = False
+    world.active()
+    world.until(104)
+    assert world.stopped == []
+    world.until(106)
+    assert [limit for _, limit, _ in world.stopped] == ["idle_timeout"]
+    paused = World(monkeypatch, 20.0, None)
+    paused.paused = True
+    paused.until(21)
+    assert [limit for _, limit, _ in paused.stopped] == ["max_duration"]

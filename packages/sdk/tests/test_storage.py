@@ -164,6 +164,7 @@ def test_every_byte_is_counted_once(home: Path) -> None:
         Kind.RECORDS: 1,
         Kind.RUNNING: 1,
         Kind.STOPPED: 1,
+        Kind.VOLUMES: 0,
         Kind.LEFTOVERS: 6,
         Kind.OTHER: counts[Kind.OTHER],
     }

@@ -19,6 +19,16 @@ pub trait Field<'a>: Sized {
     fn read(value: &'a Value) -> Option<Self>;
 }
 
+impl<'a> Field<'a> for bool {
+    const EXPECTED: &'static str = "a boolean";
+    fn read(value: &'a Value) -> Option<bool> {
+        match value {
+            Value::Bool(flag) => Some(*flag),
+            _ => None,
+        }
+    }
+}
+
 impl<'a> Field<'a> for u64 {
     const EXPECTED: &'static str = "an unsigned integer";
     fn read(value: &'a Value) -> Option<u64> {

@@ -6,16 +6,24 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 
 use super::mounts::create_directory;
 use super::Configuration;
+use crate::network::Network;
 
-/// Makes the three files that every sandbox gets, empty: filling them is less than making them.
+/// Makes the files that every sandbox gets, empty: filling them is less than making them. An image's own
+/// resolv.conf stays, for sandboxes without a network.
 pub fn prepare() -> io::Result<()> {
     ensure_etc()?;
     replace("/etc/hostname", b"", 0o644)?;
     replace("/etc/machine-id", b"", 0o444)?;
-    replace("/etc/hosts", b"", 0o644)
+    replace("/etc/hosts", b"", 0o644)?;
+    match fs::symlink_metadata("/etc/resolv.conf") {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            replace("/etc/resolv.conf", b"", 0o644)
+        }
+        _ => Ok(()),
+    }
 }
 
-/// Writes hostname, machine-id, hosts and, if given, resolv.conf.
+/// Writes hostname, machine-id, hosts and, if given or if there is a network, resolv.conf.
 pub fn write(configuration: &Configuration) -> io::Result<()> {
     ensure_etc()?;
     let hostname = format!("{}\n", configuration.hostname);
@@ -23,10 +31,17 @@ pub fn write(configuration: &Configuration) -> io::Result<()> {
     let machine_id = format!("{}\n", configuration.machine_id);
     replace("/etc/machine-id", machine_id.as_bytes(), 0o444)?;
     replace("/etc/hosts", hosts(configuration).as_bytes(), 0o644)?;
-    if let Some(content) = &configuration.resolv_conf {
-        replace("/etc/resolv.conf", content, 0o644)?;
+    let asked = configuration.resolv_conf.clone();
+    match (asked, &configuration.network) {
+        (Some(content), _) => replace("/etc/resolv.conf", &content, 0o644),
+        (None, Some(network)) => name_servers(network),
+        (None, None) => Ok(()),
     }
-    Ok(())
+}
+
+/// Writes the name servers of a network into resolv.conf.
+pub fn name_servers(network: &Network) -> io::Result<()> {
+    replace("/etc/resolv.conf", network.resolv_conf().as_bytes(), 0o644)
 }
 
 fn ensure_etc() -> io::Result<()> {
@@ -95,6 +110,10 @@ mod tests {
             },
             hosts: vec![("10.0.0.1".into(), vec!["gateway".into(), "host".into()])],
             resolv_conf: None,
+            network: None,
+            options: Default::default(),
+            mounts: Default::default(),
+            security: Default::default(),
         }
     }
 

@@ -3,17 +3,24 @@
 
 mod files;
 mod mounts;
+mod options;
 mod request;
+mod root;
 mod warm;
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Instant;
 
-pub use mounts::create_directory;
+pub use mounts::{create_directory, disk, image_device, upper_device};
+pub use options::{absolute, naming};
 pub use request::{Configuration, Disks, Preparation};
+pub use root::ensure as ensure_upper;
 
+use crate::attached::Place;
 use crate::channel::Map;
+use crate::confine::{Restricted, Security};
+use crate::network::{self, Card, Network};
 use crate::{log, sys};
 
 /// What agentd keeps of the guest it made.
@@ -24,6 +31,8 @@ pub struct World {
     pub proc: OwnedFd,
     /// The directory of the pseudo-terminals, for the same reason.
     pub terminals: OwnedFd,
+    /// Made for whoever may be restricted, if there was time for it.
+    pub restricted: Option<Restricted>,
 }
 
 /// Where `configure` failed.
@@ -53,6 +62,7 @@ impl Steps {
 
     /// Mounts the disks and makes the overlay of them the root.
     fn root(&mut self, disks: &Disks) -> Result<World, Failure> {
+        mounts::remember(disks);
         self.run("image", || mounts::image(&disks.image))?;
         let upper = self.run("upper", || mounts::upper(&disks.upper))?;
         self.run("overlay", mounts::overlay)?;
@@ -61,6 +71,7 @@ impl Steps {
             upper,
             proc,
             terminals,
+            restricted: None,
         })
     }
 }
@@ -72,8 +83,9 @@ pub fn prepare(preparation: &Preparation) -> Result<(World, Map), Failure> {
         timings: Map::new(),
     };
     steps.run("clock", || set_clock(preparation.time_ns))?;
-    let world = steps.root(&preparation.disks)?;
+    let mut world = steps.root(&preparation.disks)?;
     steps.run("files", files::prepare)?;
+    world.restricted = Some(steps.run("restricted", Restricted::prepare)?);
     steps.run("warm", || {
         preparation.warm.iter().for_each(|path| warm::read(path));
         Ok(())
@@ -82,10 +94,12 @@ pub fn prepare(preparation: &Preparation) -> Result<(World, Map), Failure> {
 }
 
 /// Makes the guest what `configuration` says; the map has the microseconds of every step. `mounted`
-/// is the root, if it was put together before.
+/// is the root, if it was put together before; `is_copy`: of a machine that was configured before it was copied.
 pub fn apply(
     configuration: &Configuration,
     mounted: Option<World>,
+    card: Option<&mut Card>,
+    is_copy: bool,
 ) -> Result<(World, Map), Failure> {
     let mut steps = Steps {
         timings: Map::new(),
@@ -99,7 +113,52 @@ pub fn apply(
     };
     steps.run("hostname", || set_hostname(&configuration.hostname))?;
     steps.run("files", || files::write(configuration))?;
+    let network = configuration.network.as_ref();
+    steps.run("network", || {
+        network::configure(card, network, is_copy, &world.proc)
+    })?;
+    if !is_copy {
+        furnish(&mut steps, configuration, &world)?;
+    }
     Ok((world, steps.timings))
+}
+
+/// Gives a guest that was configured without a network one, or another one.
+pub fn join(network: &Network, card: Option<&mut Card>) -> io::Result<()> {
+    let card = card.ok_or_else(|| io::Error::other("the machine has no network card"))?;
+    card.configure(network)?;
+    files::name_servers(network)
+}
+
+/// What is made once. A copy has it, with what its programs have put there: a second file system in memory
+/// would hide that of the first, and what is restricted cannot be put in its place twice.
+fn furnish(steps: &mut Steps, configuration: &Configuration, world: &World) -> Result<(), Failure> {
+    let options = &configuration.options;
+    let mounts = &configuration.mounts;
+    if options.has_tmpfs() || !mounts.is_empty() {
+        let flags = match configuration.security {
+            // As the root will be: what somebody else has made there must not be a way to the kernel.
+            Security::Restricted => libc::MS_NOSUID | libc::MS_NODEV,
+            Security::Default => 0,
+        };
+        let places = options.tmpfs_places().chain(mounts.places(flags)).collect();
+        let stage = if mounts.is_empty() { "tmpfs" } else { "mounts" };
+        steps.run(stage, || Place::put_all(places))?;
+    }
+    // It may be in one of them.
+    if options.has_workdir() {
+        steps.run("workdir", || options.make_workdir())?;
+    }
+    if options.has_scripts() {
+        steps.run("scripts", || options.write_scripts())?;
+    }
+    if configuration.security == Security::Restricted {
+        steps.run("restricted", || match &world.restricted {
+            Some(restricted) => restricted.apply(),
+            None => Restricted::prepare()?.apply(),
+        })?;
+    }
+    Ok(())
 }
 
 /// Mixes the host's bytes into the kernel's pool, counts them as entropy, and makes the kernel

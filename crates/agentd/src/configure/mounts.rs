@@ -4,7 +4,9 @@ use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
+use std::sync::OnceLock;
 
+use super::{root, Disks};
 use crate::sys::c_string;
 use crate::sys::fd;
 use crate::sys::mount::{change_root, drop_caches, mount, move_mount};
@@ -12,7 +14,28 @@ use crate::sys::mount::{change_root, drop_caches, mount, move_mount};
 /// Where agentd puts the new root together, on the boot disk.
 const NEW_ROOT: &str = "/newroot";
 
-fn disk(
+/// What the root is made of; set once, a machine from a template has it from there.
+static DISKS: OnceLock<Disks> = OnceLock::new();
+
+/// Has the devices of the root known to who compares them.
+pub fn remember(disks: &Disks) {
+    let _ = DISKS.set(disks.clone());
+}
+
+/// The disk of the lower layer.
+pub fn image_device() -> io::Result<String> {
+    let disks = DISKS.get().ok_or(io::ErrorKind::NotFound)?;
+    Ok(disks.image.clone())
+}
+
+/// The disk of the writable layer.
+pub fn upper_device() -> io::Result<String> {
+    let disks = DISKS.get().ok_or(io::ErrorKind::NotFound)?;
+    Ok(disks.upper.clone())
+}
+
+/// Mounts a disk, of which nothing that was read before counts.
+pub fn disk(
     device: &str,
     target: &str,
     fstype: &str,
@@ -34,7 +57,7 @@ pub fn image(device: &str) -> io::Result<()> {
     )
 }
 
-/// The writable layer. Returns a directory of it.
+/// The writable layer, over the image that is mounted. Returns a directory of it.
 pub fn upper(device: &str) -> io::Result<OwnedFd> {
     // noinit_itable: zeroing the inode tables in the background would fill a sparse disk. The other spares
     // a fresh file system a thread that reads what is known to be empty.
@@ -45,7 +68,7 @@ pub fn upper(device: &str) -> io::Result<OwnedFd> {
         libc::MS_NOATIME | libc::MS_NODEV,
         "noinit_itable,no_prefetch_block_bitmaps",
     )?;
-    create_directory("/upper/upper", 0o755)?;
+    root::ensure("/upper/upper".as_ref(), "/image".as_ref())?;
     create_directory("/upper/work", 0o755)?;
     fd::open(c"/upper", libc::O_RDONLY | libc::O_DIRECTORY)
 }

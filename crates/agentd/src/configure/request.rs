@@ -1,6 +1,10 @@
 //! What `mount` and `configure` are told, checked before anything is changed.
 
+use super::options::Options;
+use crate::attached::Mounts;
 use crate::channel::{Field, Invalid, Map, Value};
+use crate::confine::Security;
+use crate::network::Network;
 
 /// The disks that the root is made of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,7 +27,8 @@ impl Disks {
 pub struct Preparation {
     pub time_ns: u64,
     pub disks: Disks,
-    /// Files to read, so that the machine has them in its memory when it is saved.
+    /// Files to read and directories to look through, so that the machine has them in its memory when it is
+    /// saved.
     pub warm: Vec<Vec<u8>>,
 }
 
@@ -58,6 +63,10 @@ pub struct Configuration {
     /// Address and names.
     pub hosts: Vec<(String, Vec<String>)>,
     pub resolv_conf: Option<Vec<u8>>,
+    pub network: Option<Network>,
+    pub options: Options,
+    pub mounts: Mounts,
+    pub security: Security,
 }
 
 impl Configuration {
@@ -85,6 +94,10 @@ impl Configuration {
             disks: Disks::parse(request)?,
             hosts: hosts(request.field("hosts")?)?,
             resolv_conf: resolv_conf.map(<[u8]>::to_vec),
+            network: Network::read(request)?,
+            options: Options::parse(request)?,
+            mounts: Mounts::parse(request)?,
+            security: Security::read(request)?,
         })
     }
 }

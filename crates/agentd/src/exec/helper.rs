@@ -1,28 +1,21 @@
 //! A forked part of agentd that works for one request and executes nothing; otherwise it is an exec.
 
 use std::ffi::CString;
-use std::io;
 use std::os::fd::AsRawFd;
+use std::rc::Rc;
 
 use super::request::Request;
-use super::spawn::{become_helper, clone, settle, Pipes, Plan};
+use super::spawn::{become_helper, fork, settle, Pipes, Plan};
 use super::users::Identity;
-use super::{begin, Exec, Refusal};
+use super::{begin, or_refuse, Exec, Refusal};
 use crate::channel::Map;
 use crate::context::Context;
 use crate::files::{carry_out, Operation};
-use crate::sys::describe;
 
 /// Answers OPEN of `files`: a handler, or an END with the reason why not.
 pub fn open(context: &mut Context, stream: u32, request: &Map) -> Option<Exec> {
-    match start(context, stream, request) {
-        Ok(exec) => Some(exec),
-        Err(refusal) => {
-            // The stream is open and a refusal is short: the queue takes it.
-            let _ = context.guest.end(stream, &refusal.end());
-            None
-        }
-    }
+    let started = start(context, stream, request);
+    or_refuse(context, stream, started)
 }
 
 fn start(context: &mut Context, stream: u32, message: &Map) -> Result<Exec, Refusal> {
@@ -31,38 +24,37 @@ fn start(context: &mut Context, stream: u32, message: &Map) -> Result<Exec, Refu
     let Some(world) = &context.world else {
         return Err(Refusal::new("not_configured", "`configure` comes first"));
     };
-    let failed = |what: &'static str| {
-        move |error: io::Error| Refusal {
-            kind: "exec_failed",
-            message: format!("{what}: {}", describe(&error)),
-            errno: error.raw_os_error(),
-        }
-    };
-    let request = request();
-    let identity = Identity {
+    let request = Rc::new(request());
+    let identity = Rc::new(Identity {
         uid: 0,
         gid: 0,
         groups: vec![0],
         home: Vec::new(),
-    };
-    let pipes = Pipes::new(true).map_err(failed("pipes"))?;
+    });
+    let pipes = Pipes::new(true).map_err(Refusal::failed("pipes"))?;
     let cgroup = match &mut context.cgroups {
-        Some(cgroups) => Some(cgroups.create().map_err(failed("control group"))?),
+        Some(cgroups) => Some(cgroups.create().map_err(Refusal::failed("control group"))?),
         None => None,
     };
     let proc = world.proc.as_raw_fd();
-    let plan = Plan::new(&request, &identity, pipes.ends());
-    match clone(cgroup.as_ref()) {
-        // SAFETY: this is the child of a single-threaded process, with 0, 1 and 2 of its own by the time the
+    // Confined like a program: it works in places that the workload has prepared.
+    let plan = Plan::new(
+        &request,
+        &identity,
+        context.confinement.as_ref(),
+        pipes.ends(),
+    );
+    match fork(cgroup.as_ref()) {
+        // SAFETY: this is a forked child of agentd, with 0, 1 and 2 of its own by the time the
         // operation is carried out. Unlike one that executes a program it may allocate: it has
-        // everything of the one thread there is.
+        // everything of the thread that forked it.
         Ok(0) => unsafe { become_helper(&plan, settle(proc), || carry_out(&operation)) },
         Ok(pid) => begin(context, stream, pipes.spawned(pid), cgroup, &request),
         Err(error) => {
             if let (Some(cgroups), Some(cgroup)) = (&mut context.cgroups, cgroup) {
                 cgroups.retire(cgroup);
             }
-            Err(failed("starting a process")(error))
+            Err(Refusal::failed("starting a process")(error))
         }
     }
 }

@@ -7,6 +7,9 @@ use crate::channel::{Field, Invalid, Map, Value};
 
 /// Searched when the environment has no PATH.
 const DEFAULT_PATH: &[u8] = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// Bytes of a file's name, and directories in a PATH. The product of larger ones could be more than the memory.
+const NAME_MAX: usize = 255;
+const DIRECTORIES_MAX: usize = 4096;
 /// Soft and hard limit of descriptors unless the request says otherwise. agentd's own is higher.
 const NOFILE: (u64, u64) = (65_536, 1 << 20);
 
@@ -91,11 +94,17 @@ fn variable<'a>(env: &[&'a [u8]], name: &[u8]) -> Option<&'a [u8]> {
 
 /// The files that `program` may mean: itself if it has a slash, else one per directory of `path`.
 fn candidates(program: &[u8], path: Option<&[u8]>) -> Result<Vec<CString>, Invalid> {
-    if program.contains(&b'/') || program.is_empty() {
+    let is_name = !program.contains(&b'/') && (1..=NAME_MAX).contains(&program.len());
+    if !is_name {
         return Ok(vec![c_string(program, "argv")?]);
     }
-    path.unwrap_or(DEFAULT_PATH)
-        .split(|byte| *byte == b':')
+    let path = path.unwrap_or(DEFAULT_PATH);
+    if path.iter().filter(|byte| **byte == b':').count() >= DIRECTORIES_MAX {
+        return Err(Invalid(format!(
+            "PATH in `env` has more than {DIRECTORIES_MAX} directories"
+        )));
+    }
+    path.split(|byte| *byte == b':')
         .map(|directory| match directory {
             // POSIX: an empty entry is the working directory.
             b"" => c_string(program, "argv"),
@@ -128,26 +137,37 @@ fn rlimits(items: &[Value]) -> Result<Vec<(libc::__rlimit_resource_t, libc::rlim
     Ok(limits)
 }
 
+/// The resources by their names (getrlimit(2)).
+const RESOURCES: [(&str, libc::__rlimit_resource_t); 16] = [
+    ("as", libc::RLIMIT_AS),
+    ("core", libc::RLIMIT_CORE),
+    ("cpu", libc::RLIMIT_CPU),
+    ("data", libc::RLIMIT_DATA),
+    ("fsize", libc::RLIMIT_FSIZE),
+    ("locks", libc::RLIMIT_LOCKS),
+    ("memlock", libc::RLIMIT_MEMLOCK),
+    ("msgqueue", libc::RLIMIT_MSGQUEUE),
+    ("nice", libc::RLIMIT_NICE),
+    ("nofile", libc::RLIMIT_NOFILE),
+    ("nproc", libc::RLIMIT_NPROC),
+    ("rss", libc::RLIMIT_RSS),
+    ("rtprio", libc::RLIMIT_RTPRIO),
+    ("rttime", libc::RLIMIT_RTTIME),
+    ("sigpending", libc::RLIMIT_SIGPENDING),
+    ("stack", libc::RLIMIT_STACK),
+];
+
 fn resource(name: &str) -> Option<libc::__rlimit_resource_t> {
-    Some(match name {
-        "as" => libc::RLIMIT_AS,
-        "core" => libc::RLIMIT_CORE,
-        "cpu" => libc::RLIMIT_CPU,
-        "data" => libc::RLIMIT_DATA,
-        "fsize" => libc::RLIMIT_FSIZE,
-        "locks" => libc::RLIMIT_LOCKS,
-        "memlock" => libc::RLIMIT_MEMLOCK,
-        "msgqueue" => libc::RLIMIT_MSGQUEUE,
-        "nice" => libc::RLIMIT_NICE,
-        "nofile" => libc::RLIMIT_NOFILE,
-        "nproc" => libc::RLIMIT_NPROC,
-        "rss" => libc::RLIMIT_RSS,
-        "rtprio" => libc::RLIMIT_RTPRIO,
-        "rttime" => libc::RLIMIT_RTTIME,
-        "sigpending" => libc::RLIMIT_SIGPENDING,
-        "stack" => libc::RLIMIT_STACK,
-        _ => return None,
-    })
+    let found = RESOURCES.iter().find(|(other, _)| *other == name);
+    found.map(|(_, resource)| *resource)
+}
+
+/// The name of a resource by its number.
+pub fn resource_name(number: u8) -> &'static str {
+    let found = RESOURCES
+        .iter()
+        .find(|(_, resource)| *resource == number.into());
+    found.map_or("an unknown resource", |(name, _)| name)
 }
 
 #[cfg(test)]
@@ -174,6 +194,15 @@ mod tests {
     fn a_name_is_looked_up_in_path() {
         assert_eq!(paths("a", Some("/x:/y/:")), ["/x/a", "/y//a", "a"]);
         assert_eq!(paths("a", None).len(), 6);
+    }
+
+    #[test]
+    fn a_search_is_bounded() {
+        // The kernel says what is wrong with it.
+        assert_eq!(paths(&"a".repeat(256), Some("/x:/y")), ["a".repeat(256)]);
+        let path = ":".repeat(DIRECTORIES_MAX);
+        assert_eq!(paths("a", Some(&path[1..])).len(), DIRECTORIES_MAX);
+        assert!(candidates(b"a", Some(path.as_bytes())).is_err());
     }
 
     fn request() -> Map {

@@ -178,9 +178,12 @@ impl Exec {
                 self.finish(context, refusal.end());
             }
             Moved::Bytes(_) | Moved::Gone => {
+                // The kernel closed the pipe after it had given the child memory of its own.
+                context.launches.remove(&self.pid);
                 let signals = std::mem::take(signals);
                 self.phase = Phase::Running;
-                let opened = Map::new().with("pid", i64::from(self.pid));
+                let pid = context.pid_inside(self.pid);
+                let opened = Map::new().with("pid", i64::from(pid));
                 // Refused only if the host has ended the connection.
                 let _ = context.guest.opened(self.stream, &opened);
                 for signal in signals {
@@ -463,6 +466,18 @@ impl Handler for Exec {
         };
         self.take_turn(context);
         self.settle(context);
+    }
+
+    fn disown(&mut self, context: &mut Context) {
+        self.phase = Phase::Done;
+        self.stdin.close();
+        // A terminal too: closing it would hang up on a program that is to go on.
+        for output in &mut self.outputs {
+            if let Some(pipe) = output.pipe.take() {
+                context.sink(pipe);
+            }
+        }
+        self.retire(context);
     }
 
     fn shutting_down(&mut self) {

@@ -1,16 +1,18 @@
 //! From a checked request to a running process: everything is prepared, then one clone, then in
 //! the child nothing but system calls until the program image is replaced.
 
-use std::ffi::{CStr, CString};
+use std::ffi::{c_long, c_void, CString};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::ptr;
+use std::rc::Rc;
 
 use super::request::Request;
 use super::terminal::{self, Terminal};
 use super::users::Identity;
 use crate::cgroup::Cgroup;
-use crate::sys::fd;
+use crate::confine::Confinement;
+use crate::sys::{fd, raw};
 
 /// A process between clone and exec.
 pub struct Spawned {
@@ -32,33 +34,46 @@ pub enum Stage {
     Program,
     /// The program is there, what it names to run it with is not.
     Interpreter,
+    /// A resource limit; which one is the detail.
+    Limit,
 }
 
 /// Stage and errno, as they come through the report pipe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Report {
     pub stage: Stage,
+    pub detail: u8,
     pub errno: i32,
 }
 
 /// Bytes of a report on the pipe; below PIPE_BUF, so it arrives whole.
-pub const REPORT: usize = 5;
+pub const REPORT: usize = 6;
 
 impl Report {
+    fn new(stage: Stage, errno: i32) -> Report {
+        Report {
+            stage,
+            detail: 0,
+            errno,
+        }
+    }
+
     fn to_bytes(self) -> [u8; REPORT] {
         let [a, b, c, d] = self.errno.to_ne_bytes();
-        [self.stage as u8, a, b, c, d]
+        [self.stage as u8, self.detail, a, b, c, d]
     }
 
     pub fn from_bytes(bytes: [u8; REPORT]) -> Report {
-        let [stage, errno @ ..] = bytes;
+        let [stage, detail, errno @ ..] = bytes;
         Report {
             stage: match stage {
                 1 => Stage::Directory,
                 2 => Stage::Program,
                 3 => Stage::Interpreter,
+                4 => Stage::Limit,
                 _ => Stage::Setup,
             },
+            detail,
             errno: i32::from_ne_bytes(errno),
         }
     }
@@ -68,16 +83,13 @@ impl Report {
 const NULL: RawFd = libc::STDIN_FILENO;
 
 /// Everything the child reads, in the form in which the kernel wants it.
-pub struct Plan<'a> {
+pub struct Plan {
     argv: Vec<*const libc::c_char>,
     envp: Vec<*const libc::c_char>,
-    candidates: &'a [CString],
-    cwd: &'a CStr,
-    identity: &'a Identity,
-    rlimits: &'a [(libc::__rlimit_resource_t, libc::rlimit)],
+    request: Rc<Request>,
+    identity: Rc<Identity>,
+    confinement: Option<Rc<Confinement>>,
     stdio: [RawFd; 3],
-    /// Whether the output is the terminal that will control the program.
-    terminal: bool,
     report: RawFd,
 }
 
@@ -167,8 +179,7 @@ impl Ends {
             .collect()
     }
 
-    pub fn from_descriptors(descriptors: Vec<OwnedFd>) -> Option<Ends> {
-        let mut rest = descriptors.into_iter();
+    pub fn from_descriptors(mut rest: impl Iterator<Item = OwnedFd>) -> Option<Ends> {
         let ends = Ends {
             report: rest.next()?,
             outputs: [rest.next()?, rest.next()?],
@@ -178,43 +189,74 @@ impl Ends {
     }
 }
 
-/// Starts a program. Returns as soon as there is a process; whether the program could be executed
-/// comes through the report: executing may wait for a file system, and the agent must not.
-pub fn spawn(
-    pipes: Pipes,
-    request: &Request,
-    identity: &Identity,
-    cgroup: Option<&Cgroup>,
-    proc: &OwnedFd,
-) -> io::Result<Spawned> {
-    let plan = Plan::new(request, identity, pipes.ends());
-    let pid = clone(cgroup)?;
-    if pid == 0 {
-        // SAFETY: this is the child of a single-threaded process, and `plan` was made before.
-        unsafe {
-            let settled = settle(proc.as_raw_fd());
-            become_program(&plan, settled)
-        }
-    }
-    Ok(pipes.spawned(pid))
+/// A child that has agentd's memory until it executes its program, or ends: what it reads, and its stack. To be
+/// kept until then.
+pub struct Launch {
+    plan: Plan,
+    proc: RawFd,
+    stack: Vec<u128>,
 }
 
-impl Plan<'_> {
-    pub fn new<'a>(request: &'a Request, identity: &'a Identity, ends: &Ends) -> Plan<'a> {
+/// Bytes of the stack: the child's few functions take a tenth of it.
+const STACK: usize = 32 << 10;
+
+/// Starts a program. Returns as soon as there is a process; whether the program could be executed
+/// comes through the report: executing may wait for a file system, and the agent must not.
+///
+/// The child does not get a copy of agentd's memory, which would be most of the work, but the memory itself,
+/// as with vfork(2). Other than there agentd goes on meanwhile.
+pub fn spawn(
+    pipes: Pipes,
+    plan: Plan,
+    cgroup: Option<&Cgroup>,
+    proc: &OwnedFd,
+) -> io::Result<(Spawned, Box<Launch>)> {
+    let launch = Box::new(Launch {
+        plan,
+        proc: proc.as_raw_fd(),
+        stack: Vec::with_capacity(STACK / size_of::<u128>()),
+    });
+    let mut arguments = clone_arguments(cgroup);
+    arguments.flags |= libc::CLONE_VM as u64;
+    arguments.stack = launch.stack.as_ptr() as u64;
+    arguments.stack_size = STACK as u64;
+    // SAFETY: `launch` is on the heap and returned to be kept. The child makes only system calls, past the C
+    // library, and writes to nothing but its stack.
+    let pid = unsafe { raw::clone(&arguments, enter, (&raw const *launch).cast()) }
+        .map_err(io::Error::from_raw_os_error)?;
+    Ok((pipes.spawned(pid), launch))
+}
+
+/// Where the child begins.
+///
+/// SAFETY: `launch` is one.
+unsafe extern "C" fn enter(launch: *const c_void) -> ! {
+    // SAFETY: the contract of this function, and of `spawn`.
+    unsafe {
+        let launch = &*launch.cast::<Launch>();
+        become_program(&launch.plan, settle(launch.proc))
+    }
+}
+
+impl Plan {
+    pub fn new(
+        request: &Rc<Request>,
+        identity: &Rc<Identity>,
+        confinement: Option<&Rc<Confinement>>,
+        ends: &Ends,
+    ) -> Plan {
         let [stdout, stderr] = &ends.outputs;
         Plan {
             argv: pointers(&request.argv),
             envp: pointers(&request.env),
-            candidates: &request.candidates,
-            cwd: &request.cwd,
-            identity,
-            rlimits: &request.rlimits,
+            request: Rc::clone(request),
+            identity: Rc::clone(identity),
+            confinement: confinement.cloned(),
             stdio: [
                 ends.stdin.as_ref().map_or(NULL, AsRawFd::as_raw_fd),
                 stdout.as_raw_fd(),
                 stderr.as_raw_fd(),
             ],
-            terminal: request.terminal.is_some(),
             report: ends.report.as_raw_fd(),
         }
     }
@@ -232,8 +274,8 @@ fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
 /// The C library's constant is too narrow for it.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
-/// Forks, with the child born in its control group: there is no moment in which it is outside.
-pub fn clone(cgroup: Option<&Cgroup>) -> io::Result<libc::pid_t> {
+/// For a child that is born in its control group: there is no moment in which it is outside.
+fn clone_arguments(cgroup: Option<&Cgroup>) -> libc::clone_args {
     // SAFETY: all-zero bytes are a valid clone_args: nothing asked for.
     let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
     arguments.exit_signal = libc::SIGCHLD as u64;
@@ -241,28 +283,29 @@ pub fn clone(cgroup: Option<&Cgroup>) -> io::Result<libc::pid_t> {
         arguments.flags = CLONE_INTO_CGROUP;
         arguments.cgroup = group.directory().as_raw_fd() as u64;
     }
-    // SAFETY: without CLONE_VM this is fork: the child has its own copy of everything. The C
-    // library does not know of it, but the child uses only calls that keep no state there.
-    let pid = unsafe {
-        libc::syscall(
-            libc::SYS_clone3,
-            &arguments,
-            std::mem::size_of::<libc::clone_args>(),
-        )
-    };
-    if pid == -1 {
-        return Err(io::Error::last_os_error());
-    }
-    // A pid is at most 2^22.
-    Ok(pid as libc::pid_t)
+    arguments
 }
 
-/// The child's half. Allocates nothing and takes no lock; every call is async-signal-safe.
+/// Forks: 0 in the child, which has its own copy of everything.
+pub fn fork(cgroup: Option<&Cgroup>) -> io::Result<libc::pid_t> {
+    let arguments = clone_arguments(cgroup);
+    let size = size_of::<libc::clone_args>();
+    // SAFETY: without CLONE_VM this is fork. The C library does not know of it, but there are no other threads
+    // than those of `attached::relay` and `attached::tell`, which hold nothing that a child could miss.
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, &arguments, size) };
+    match pid {
+        -1 => Err(io::Error::last_os_error()),
+        // A pid is at most 2^22.
+        pid => Ok(pid as libc::pid_t),
+    }
+}
+
+/// The child's half. Allocates nothing, takes no lock, and does not call the C library: its memory may be agentd's.
 ///
 /// # Safety
 ///
-/// To be called in the child of `clone` alone, with pointers in `plan` that end in null.
-pub unsafe fn become_program(plan: &Plan<'_>, settled: Result<(), Report>) -> ! {
+/// To be called in a child of agentd's alone, with a `plan` that stays.
+pub unsafe fn become_program(plan: &Plan, settled: Result<(), Report>) -> ! {
     // SAFETY: the contract of this function.
     let failure = unsafe {
         match settled.and_then(|()| prepare(plan)) {
@@ -270,17 +313,16 @@ pub unsafe fn become_program(plan: &Plan<'_>, settled: Result<(), Report>) -> ! 
             Ok(()) => execute(plan),
         }
     };
-    // SAFETY: the contract of this function.
-    unsafe { give_up(plan, failure) }
+    give_up(plan, failure)
 }
 
 /// The child's half where no program is executed: calls `work` and ends with the code it returns.
 ///
 /// # Safety
 ///
-/// As for `become_program`.
+/// As for `become_program`, in a child that was forked.
 pub unsafe fn become_helper(
-    plan: &Plan<'_>,
+    plan: &Plan,
     settled: Result<(), Report>,
     work: impl FnOnce() -> i32,
 ) -> ! {
@@ -295,23 +337,23 @@ pub unsafe fn become_helper(
     }
 }
 
-/// SAFETY: as for `become_program`.
-unsafe fn give_up(plan: &Plan<'_>, failure: Report) -> ! {
+fn give_up(plan: &Plan, failure: Report) -> ! {
     let bytes = failure.to_bytes();
-    // SAFETY: `bytes` is readable; _exit runs nothing of the parent's.
-    unsafe {
-        libc::write(plan.report, bytes.as_ptr().cast(), bytes.len());
-        libc::_exit(127)
-    }
+    let write = [plan.report as usize, bytes.as_ptr() as usize, REPORT, 0, 0];
+    // SAFETY: `bytes` is readable. What cannot be told shows as an end by 127.
+    let _ = unsafe { raw::call(libc::SYS_write, write) };
+    raw::exit(127)
 }
 
-fn must(result: libc::c_int, stage: Stage) -> Result<(), Report> {
-    match result {
-        -1 => Err(Report {
-            stage,
-            errno: errno(),
-        }),
-        _ => Ok(()),
+/// A call that has to succeed.
+///
+/// SAFETY: as for `raw::call`.
+unsafe fn must(number: c_long, arguments: [usize; 3], stage: Stage) -> Result<(), Report> {
+    let [a, b, c] = arguments;
+    // SAFETY: the contract of this function.
+    match unsafe { raw::call(number, [a, b, c, 0, 0]) } {
+        Ok(_) => Ok(()),
+        Err(errno) => Err(Report::new(stage, errno)),
     }
 }
 
@@ -319,105 +361,127 @@ fn must(result: libc::c_int, stage: Stage) -> Result<(), Report> {
 ///
 /// # Safety
 ///
-/// To be called in the child of `clone` alone.
+/// To be called in a child of agentd's alone.
 pub unsafe fn settle(proc: RawFd) -> Result<(), Report> {
-    // SAFETY: `signals` is initialized: all-zero bytes are a valid, empty set on Linux.
+    /// What the kernel has for a set of signals, in bytes.
+    const SIGNALS: usize = 8;
+    let none = 0u64;
+    // struct sigaction as the kernel has it: handler, flags, restorer, mask. 0 is SIG_DFL.
+    let default = [0usize; 4];
+    let set_mask = [
+        libc::SIG_SETMASK as usize,
+        &raw const none as usize,
+        0,
+        SIGNALS,
+        0,
+    ];
+    let pipe = [
+        libc::SIGPIPE as usize,
+        default.as_ptr() as usize,
+        0,
+        SIGNALS,
+        0,
+    ];
+    // SAFETY: what the arguments point to outlives the calls.
     unsafe {
         // A session of its own: signals reach its group, and no terminal of ours.
-        must(libc::setsid(), Stage::Setup)?;
-        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
-        let signals: libc::sigset_t = std::mem::zeroed();
-        must(
-            libc::sigprocmask(libc::SIG_SETMASK, &signals, ptr::null_mut()),
-            Stage::Setup,
-        )?;
+        must(libc::SYS_setsid, [0; 3], Stage::Setup)?;
+        let setup = |errno| Report::new(Stage::Setup, errno);
+        raw::call(libc::SYS_rt_sigaction, pipe).map_err(setup)?;
+        raw::call(libc::SYS_rt_sigprocmask, set_mask).map_err(setup)?;
         become_killable(proc);
-        libc::umask(0o022);
+        must(libc::SYS_umask, [0o022, 0, 0], Stage::Setup)
     }
-    Ok(())
 }
 
 /// SAFETY of all calls below: pointers come from `plan`, whose owner outlives the child's use.
-unsafe fn prepare(plan: &Plan<'_>) -> Result<(), Report> {
-    let identity = plan.identity;
+unsafe fn prepare(plan: &Plan) -> Result<(), Report> {
+    let (request, identity) = (&*plan.request, &*plan.identity);
+    let confinement = plan.confinement.as_deref();
+    let setup = |errno| Report::new(Stage::Setup, errno);
     // SAFETY: see above.
     unsafe {
         for (target, source) in plan.stdio.into_iter().enumerate() {
-            must(libc::dup2(source, target as libc::c_int), Stage::Setup)?;
+            if source as usize != target {
+                must(libc::SYS_dup3, [source as usize, target, 0], Stage::Setup)?;
+            }
         }
-        if plan.terminal {
-            must(terminal::take(libc::STDOUT_FILENO), Stage::Setup)?;
+        if request.terminal.is_some() {
+            terminal::take(libc::STDOUT_FILENO).map_err(setup)?;
         }
         // Everything of the agent's is close-on-exec already; this holds for mistakes too.
-        libc::syscall(
-            libc::SYS_close_range,
-            3,
-            u32::MAX,
-            libc::CLOSE_RANGE_CLOEXEC,
-        );
-        for (resource, limit) in plan.rlimits {
-            must(libc::setrlimit(*resource, limit), Stage::Setup)?;
+        let others = [3, u32::MAX as usize, libc::CLOSE_RANGE_CLOEXEC as usize];
+        let _ = must(libc::SYS_close_range, others, Stage::Setup);
+        for (resource, limit) in &request.rlimits {
+            // As the kernel numbers them, each below 16.
+            let resource = *resource as usize;
+            let set = [0, resource, &raw const *limit as usize, 0, 0];
+            raw::call(libc::SYS_prlimit64, set).map_err(|errno| Report {
+                detail: resource as u8,
+                ..Report::new(Stage::Limit, errno)
+            })?;
         }
-        // Not through the C library, whose versions of these three lock and signal its threads.
+        // Not through the C library, whose versions of these three signal its threads, too.
         let (groups, gid, uid) = (&identity.groups, identity.gid, identity.uid);
-        let set_groups = libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr());
-        must(set_groups as libc::c_int, Stage::Setup)?;
-        let set_gid = libc::syscall(libc::SYS_setresgid, gid, gid, gid);
-        must(set_gid as libc::c_int, Stage::Setup)?;
-        let set_uid = libc::syscall(libc::SYS_setresuid, uid, uid, uid);
-        must(set_uid as libc::c_int, Stage::Setup)?;
-        must(libc::chdir(plan.cwd.as_ptr()), Stage::Directory)
+        let list = [groups.len(), groups.as_ptr() as usize, 0];
+        must(libc::SYS_setgroups, list, Stage::Setup)?;
+        must(libc::SYS_setresgid, [gid as usize; 3], Stage::Setup)?;
+        if let Some(confinement) = confinement {
+            confinement.lower_ceiling().map_err(setup)?;
+        }
+        must(libc::SYS_setresuid, [uid as usize; 3], Stage::Setup)?;
+        let cwd = [request.cwd.as_ptr() as usize, 0, 0];
+        must(libc::SYS_chdir, cwd, Stage::Directory)?;
+        match confinement {
+            Some(confinement) => confinement.enter(uid).map_err(setup),
+            None => Ok(()),
+        }
     }
 }
 
 /// Undoes agentd's own protection from the out-of-memory killer, which was inherited.
 unsafe fn become_killable(proc: RawFd) {
+    let path = c"self/oom_score_adj".as_ptr() as usize;
+    let flags = (libc::O_WRONLY | libc::O_CLOEXEC) as usize;
+    let score = c"0".as_ptr() as usize;
     // SAFETY: constant C strings and one byte; a failure leaves the score as it is.
     unsafe {
-        let path = c"self/oom_score_adj".as_ptr();
-        let file = libc::openat(proc, path, libc::O_WRONLY | libc::O_CLOEXEC);
-        if file >= 0 {
-            libc::write(file, c"0".as_ptr().cast(), 1);
-            libc::close(file);
+        if let Ok(file) = raw::call(libc::SYS_openat, [proc as usize, path, flags, 0, 0]) {
+            let _ = raw::call(libc::SYS_write, [file, score, 1, 0, 0]);
+            let _ = raw::call(libc::SYS_close, [file, 0, 0, 0, 0]);
         }
     }
 }
 
 /// Tries the candidates as execvp(3) does; returns only if none could be executed.
-unsafe fn execute(plan: &Plan<'_>) -> Report {
-    let mut failure = Report {
-        stage: Stage::Program,
-        errno: libc::ENOENT,
-    };
-    for candidate in plan.candidates {
+unsafe fn execute(plan: &Plan) -> Report {
+    let mut failure = Report::new(Stage::Program, libc::ENOENT);
+    for candidate in &plan.request.candidates {
+        let path = candidate.as_ptr() as usize;
+        let (argv, envp) = (plan.argv.as_ptr() as usize, plan.envp.as_ptr() as usize);
         // SAFETY: see `prepare`.
-        unsafe { libc::execve(candidate.as_ptr(), plan.argv.as_ptr(), plan.envp.as_ptr()) };
-        match errno() {
-            libc::ENOENT => {
-                // SAFETY: see `prepare`.
-                let there = unsafe { libc::access(candidate.as_ptr(), libc::F_OK) } == 0;
-                if there {
-                    return Report {
-                        stage: Stage::Interpreter,
-                        errno: libc::ENOENT,
-                    };
-                }
-            }
-            libc::ENOTDIR => {}
+        match unsafe { raw::call(libc::SYS_execve, [path, argv, envp, 0, 0]) } {
+            // It does not return if it succeeds.
+            Ok(_) | Err(libc::ENOENT | libc::ENOTDIR) => {}
             // Another directory may have one that may be run.
-            libc::EACCES => failure.errno = libc::EACCES,
-            other => {
+            Err(libc::EACCES) => failure.errno = libc::EACCES,
+            Err(other) => {
                 failure.errno = other;
                 return failure;
             }
         }
     }
+    // Looked at only now, because most programs are in one of the last directories.
+    let exists = |candidate: &CString| {
+        let here = libc::AT_FDCWD as usize;
+        let look = [here, candidate.as_ptr() as usize, libc::F_OK as usize, 0, 0];
+        // SAFETY: see `prepare`.
+        unsafe { raw::call(libc::SYS_faccessat, look) }.is_ok()
+    };
+    if failure.errno == libc::ENOENT && plan.request.candidates.iter().any(exists) {
+        return Report::new(Stage::Interpreter, libc::ENOENT);
+    }
     failure
-}
-
-fn errno() -> i32 {
-    // SAFETY: the location is valid in every process.
-    unsafe { *libc::__errno_location() }
 }
 
 #[cfg(test)]
@@ -431,8 +495,12 @@ mod tests {
             Stage::Directory,
             Stage::Program,
             Stage::Interpreter,
+            Stage::Limit,
         ] {
-            let report = Report { stage, errno: 13 };
+            let report = Report {
+                detail: 7,
+                ..Report::new(stage, 13)
+            };
             assert_eq!(Report::from_bytes(report.to_bytes()), report);
         }
     }

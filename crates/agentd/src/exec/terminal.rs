@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use crate::channel::{Invalid, Map};
-use crate::sys::{check, fd};
+use crate::sys::{check, fd, raw};
 
 /// Rows and columns of characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,13 +99,16 @@ fn settings(side: impl AsFd) -> io::Result<libc::termios> {
 }
 
 /// Makes the terminal behind `slave` the controlling one of the calling process, which leads a session.
+/// The error is errno.
 ///
 /// # Safety
 ///
-/// Only a system call: may be called between fork and exec.
-pub unsafe fn take(slave: RawFd) -> libc::c_int {
-    // SAFETY: TIOCSCTTY takes no pointer. 0: from no other session.
-    unsafe { libc::ioctl(slave, libc::TIOCSCTTY, 0) }
+/// Only a system call: may be called between clone and exec.
+pub unsafe fn take(slave: RawFd) -> Result<(), i32> {
+    // 0: from no other session.
+    let arguments = [slave as usize, libc::TIOCSCTTY as usize, 0, 0, 0];
+    // SAFETY: TIOCSCTTY takes no pointer.
+    unsafe { raw::call(libc::SYS_ioctl, arguments) }.map(|_| ())
 }
 
 #[cfg(test)]

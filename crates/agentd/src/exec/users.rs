@@ -85,24 +85,22 @@ impl Accounts {
         })
     }
 
-    /// By name first: a name may consist of digits.
+    /// A number is a uid, as container engines have it: nobody becomes somebody else by a name of digits.
     fn user(&self, who: &str) -> Option<User<'_>> {
-        let users = || lines(&self.passwd).filter_map(parse_user);
-        users()
-            .find(|user| user.name == who.as_bytes())
-            .or_else(|| {
-                let uid = number(who.as_bytes())?;
-                users().find(|user| user.uid == uid)
-            })
+        let mut users = lines(&self.passwd).filter_map(parse_user);
+        match number(who.as_bytes()) {
+            Some(uid) => users.find(|user| user.uid == uid),
+            None => users.find(|user| user.name == who.as_bytes()),
+        }
     }
 
     fn group(&self, which: &str) -> Option<u32> {
-        let named = lines(&self.group)
-            .filter_map(parse_group)
-            .find(|(name, _, _)| *name == which.as_bytes());
-        named
-            .map(|(_, gid, _)| gid)
-            .or_else(|| number(which.as_bytes()))
+        number(which.as_bytes()).or_else(|| {
+            let mut groups = lines(&self.group).filter_map(parse_group);
+            groups
+                .find(|(name, _, _)| *name == which.as_bytes())
+                .map(|(_, gid, _)| gid)
+        })
     }
 
     fn groups_of(&self, name: Option<&[u8]>, gid: u32) -> Vec<u32> {
@@ -247,9 +245,10 @@ mod tests {
     }
 
     #[test]
-    fn a_name_of_digits_is_a_name() {
+    fn a_name_of_digits_is_no_name() {
+        assert_eq!(resolve(Some("33")).unwrap(), identity(33, 0, &[0], "/"));
         assert_eq!(
-            resolve(Some("33")).unwrap(),
+            resolve(Some("77")).unwrap(),
             identity(77, 78, &[78], "/odd")
         );
     }

@@ -4,6 +4,7 @@
 //! What the workload has put in the way (a FIFO, a file system that does not answer, a million entries)
 //! holds up that process and not PID 1, and the kernel resolves every path inside the sandbox's root.
 
+mod changes;
 mod pack;
 mod record;
 mod request;
@@ -106,6 +107,9 @@ fn perform(operation: &Operation, input: File, output: File) -> Done<Map> {
         Operation::Read { path } => simple::read(path, output).map(nothing),
         Operation::Write { path } => write::write(path, record::Reader::new(input)).map(nothing),
         Operation::Pack { path } => pack::pack(path, record::Writer::new(output)).map(nothing),
+        Operation::Changes { workspace } => {
+            changes::changes(workspace.as_deref(), record::Writer::new(output)).map(nothing)
+        }
         Operation::Unpack(place) => unpack::unpack(place, record::Reader::new(input)).map(nothing),
     }
 }

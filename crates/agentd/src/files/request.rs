@@ -21,16 +21,47 @@ pub struct Place {
 /// A checked request. Paths are absolute.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Operation {
-    Stat { path: PathBuf, follow: bool },
-    List { path: PathBuf },
-    Mkdir { path: PathBuf, parents: bool },
-    Remove { path: PathBuf, recursive: bool },
-    Rename { path: PathBuf, to: PathBuf },
-    Chmod { path: PathBuf, mode: u32 },
-    Chown { path: PathBuf, uid: u32, gid: u32 },
-    Read { path: PathBuf },
-    Write { path: PathBuf },
-    Pack { path: PathBuf },
+    Stat {
+        path: PathBuf,
+        follow: bool,
+    },
+    List {
+        path: PathBuf,
+    },
+    Mkdir {
+        path: PathBuf,
+        parents: bool,
+    },
+    Remove {
+        path: PathBuf,
+        recursive: bool,
+    },
+    Rename {
+        path: PathBuf,
+        to: PathBuf,
+    },
+    Chmod {
+        path: PathBuf,
+        mode: u32,
+    },
+    Chown {
+        path: PathBuf,
+        uid: u32,
+        gid: u32,
+    },
+    Read {
+        path: PathBuf,
+    },
+    Write {
+        path: PathBuf,
+    },
+    Pack {
+        path: PathBuf,
+    },
+    /// Of a workspace; None: of the root.
+    Changes {
+        workspace: Option<String>,
+    },
     Unpack(Place),
 }
 
@@ -70,6 +101,14 @@ impl Operation {
             "read" => Operation::Read { path: path()? },
             "write" => Operation::Write { path: path()? },
             "pack" => Operation::Pack { path: path()? },
+            "changes" => Operation::Changes {
+                workspace: match request.field::<Option<&str>>("workspace")? {
+                    Some(id) if id.is_empty() || !id.bytes().all(|byte| byte.is_ascii_digit()) => {
+                        return Err(Invalid::new("`workspace` is not a number"))
+                    }
+                    id => id.map(str::to_owned),
+                },
+            },
             "unpack" => Operation::Unpack(Place {
                 path: path()?,
                 name: match request.field::<Option<&[u8]>>("name")? {

@@ -3,6 +3,7 @@
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
 
 use super::{check, check_size};
 
@@ -31,93 +32,6 @@ pub fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     check(unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) })?;
     // SAFETY: the call succeeded, so both are open and belong to nobody else.
     Ok(unsafe { (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])) })
-}
-
-/// Two connected sockets that keep messages apart, both close-on-exec.
-pub fn message_pair() -> io::Result<(OwnedFd, OwnedFd)> {
-    let mut ends = [-1; 2];
-    let kind = libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC;
-    // SAFETY: `ends` has room for the two descriptors.
-    check(unsafe { libc::socketpair(libc::AF_UNIX, kind, 0, ends.as_mut_ptr()) })?;
-    // SAFETY: the call succeeded, so both are open and belong to nobody else.
-    Ok(unsafe { (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])) })
-}
-
-/// Room for the control message with `count` descriptors, aligned as the kernel wants it.
-fn control_space(count: usize) -> Vec<libc::cmsghdr> {
-    let bytes = u32::try_from(count * size_of::<RawFd>()).unwrap_or(u32::MAX);
-    // SAFETY: an arithmetic macro.
-    let space = unsafe { libc::CMSG_SPACE(bytes) } as usize;
-    // SAFETY: all-zero bytes are a valid cmsghdr.
-    vec![unsafe { std::mem::zeroed() }; space.div_ceil(size_of::<libc::cmsghdr>())]
-}
-
-/// Sends one message with descriptors, or nothing. Does not wait.
-pub fn send(socket: &OwnedFd, message: &[u8], descriptors: &[RawFd]) -> io::Result<()> {
-    let mut part = libc::iovec {
-        iov_base: message.as_ptr().cast_mut().cast(),
-        iov_len: message.len(),
-    };
-    let mut control = control_space(descriptors.len());
-    // SAFETY: all-zero bytes are a valid msghdr; every pointer in it outlives the calls, and `control` has
-    // the space for the header and the descriptors that are copied into it.
-    let sent = unsafe {
-        let mut header: libc::msghdr = std::mem::zeroed();
-        header.msg_iov = &mut part;
-        header.msg_iovlen = 1;
-        header.msg_control = control.as_mut_ptr().cast();
-        header.msg_controllen = libc::CMSG_SPACE(std::mem::size_of_val(descriptors) as u32) as _;
-        let first = libc::CMSG_FIRSTHDR(&header);
-        (*first).cmsg_level = libc::SOL_SOCKET;
-        (*first).cmsg_type = libc::SCM_RIGHTS;
-        (*first).cmsg_len = libc::CMSG_LEN(std::mem::size_of_val(descriptors) as u32) as _;
-        let data = libc::CMSG_DATA(first).cast::<RawFd>();
-        std::ptr::copy_nonoverlapping(descriptors.as_ptr(), data, descriptors.len());
-        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-        check_size(libc::sendmsg(socket.as_raw_fd(), &header, flags))?
-    };
-    match sent == message.len() {
-        true => Ok(()),
-        false => Err(io::ErrorKind::WriteZero.into()),
-    }
-}
-
-/// Waits for a message of at most `limit` bytes, and takes at most N descriptors, close-on-exec.
-pub fn receive<const N: usize>(
-    socket: &OwnedFd,
-    limit: usize,
-) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
-    let mut message = vec![0; limit];
-    let mut part = libc::iovec {
-        iov_base: message.as_mut_ptr().cast(),
-        iov_len: message.len(),
-    };
-    let mut control = control_space(N);
-    let mut descriptors = Vec::new();
-    // SAFETY: as in `send`; what the kernel stored are descriptors that belong to nobody else.
-    let (size, flags) = unsafe {
-        let mut header: libc::msghdr = std::mem::zeroed();
-        header.msg_iov = &mut part;
-        header.msg_iovlen = 1;
-        header.msg_control = control.as_mut_ptr().cast();
-        header.msg_controllen = std::mem::size_of_val(control.as_slice()) as _;
-        let flags = libc::MSG_CMSG_CLOEXEC;
-        let size = check_size(libc::recvmsg(socket.as_raw_fd(), &mut header, flags))?;
-        let first = libc::CMSG_FIRSTHDR(&header);
-        if !first.is_null() && (*first).cmsg_type == libc::SCM_RIGHTS {
-            let length = (*first).cmsg_len as usize - libc::CMSG_LEN(0) as usize;
-            let data = libc::CMSG_DATA(first).cast::<RawFd>();
-            for index in 0..length / size_of::<RawFd>() {
-                descriptors.push(OwnedFd::from_raw_fd(data.add(index).read_unaligned()));
-            }
-        }
-        (size, header.msg_flags)
-    };
-    if size == 0 || flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0 {
-        return Err(io::ErrorKind::UnexpectedEof.into());
-    }
-    message.truncate(size);
-    Ok((message, descriptors))
 }
 
 /// Sets or clears O_NONBLOCK.
@@ -184,29 +98,14 @@ pub fn waiting(fd: impl AsFd) -> usize {
     usize::try_from(count).unwrap_or(0)
 }
 
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)] // A failed test should say where.
-    use super::*;
-
-    #[test]
-    fn a_message_arrives_with_its_descriptors() {
-        let (ours, theirs) = message_pair().unwrap();
-        let (reader, writer) = pipe().unwrap();
-        send(&ours, b"hello", &[writer.as_raw_fd(), reader.as_raw_fd()]).unwrap();
-        drop(writer);
-        let (message, descriptors) = receive::<4>(&theirs, 100).unwrap();
-        assert_eq!((message.as_slice(), descriptors.len()), (&b"hello"[..], 2));
-        assert_eq!(write(&descriptors[0], b"x"), Moved::Bytes(1));
-        drop(descriptors);
-        let mut buffer = [0; 2];
-        assert_eq!(read(&reader, &mut buffer), Moved::Bytes(1));
-        assert_eq!(read(&reader, &mut buffer), Moved::Gone);
-        // More than there is room for is an error, and so is the other's end.
-        send(&ours, b"hello", &[reader.as_raw_fd()]).unwrap();
-        assert!(receive::<4>(&theirs, 4).is_err());
-        drop(ours);
-        assert!(receive::<4>(&theirs, 4).is_err());
-        assert!(send(&theirs, b"x", &[reader.as_raw_fd()]).is_err());
-    }
+/// Waits until a file of the kernel's that was read has changed; false after `limit`.
+pub fn await_change(fd: impl AsFd, limit: Duration) -> bool {
+    let mut poll = libc::pollfd {
+        fd: fd.as_fd().as_raw_fd(),
+        events: libc::POLLPRI,
+        revents: 0,
+    };
+    let limit = i32::try_from(limit.as_millis() + 1).unwrap_or(i32::MAX);
+    // SAFETY: `poll` is one valid entry for the whole call.
+    unsafe { libc::poll(&mut poll, 1, limit) == 1 }
 }

@@ -4,6 +4,8 @@ pub mod epoll;
 pub mod fd;
 pub mod mount;
 pub mod process;
+pub mod raw;
+pub mod resolve;
 
 use std::ffi::CString;
 use std::io;
@@ -27,11 +29,43 @@ pub fn c_string(text: &str) -> io::Result<CString> {
     CString::new(text).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
 }
 
+/// The same for bytes.
+pub fn c_bytes(bytes: &[u8]) -> io::Result<CString> {
+    CString::new(bytes).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
+}
+
 /// What the error number means, in the C library's words.
 pub fn describe(error: &io::Error) -> String {
     let text = error.to_string();
     match text.find(" (os error ") {
         Some(end) => text[..end].to_owned(),
         None => text,
+    }
+}
+
+/// Of the text of an error that is sent, in bytes: it may name what the host has asked for, which may be longer
+/// than the answer's frame.
+const SHOWN_MAX: usize = 4096;
+
+/// The beginning of a text, as much of it as is sent.
+pub fn shown(text: &str) -> &str {
+    let mut end = text.len().min(SHOWN_MAX);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_shown_is_bounded_and_whole_characters() {
+        assert_eq!(shown("short"), "short");
+        assert_eq!(shown(""), "");
+        assert_eq!(shown(&"a".repeat(SHOWN_MAX + 1)).len(), SHOWN_MAX);
+        let text = format!("a{}", "ä".repeat(SHOWN_MAX));
+        assert_eq!(shown(&text), &text[..SHOWN_MAX - 1]);
     }
 }

@@ -8,25 +8,68 @@ from typing import Annotated
 
 import typer
 
+from microsandbox_cli import network_options as net
+from microsandbox_cli.conf_command import Configurable
+from microsandbox_cli.net_app import net_app
+from microsandbox_cli.paths import given, path
+from microsandbox_cli.volume_app import volume_app
+
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 some of it failed; 2 an option, or the value of one, that cannot be; 125 the "
+    "sandbox, the image or the state failed; 130 Ctrl-C."
+)
+EXIT_CODES_OF_COMMANDS = (
+    "Exit codes: the command's own; 128+N if signal N killed it; 126 it cannot be executed; 127 it was not "
+    "found; 124 it was stopped at a time limit; 2 an option, or the value of one, that cannot be; 125 the "
+    "sandbox, the image or the state failed; 130 Ctrl-C."
+)
+
 app = typer.Typer(
     name="msb",
     help="Run commands in microVM sandboxes: each with its own kernel, memory and root file system.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
+    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Example: msb run busybox -- echo hello",
+    epilog=f"Example: msb run busybox -- echo hello. {EXIT_CODES}",
 )
 image_app = typer.Typer(
     help="Work with the images in the store.", no_args_is_help=True, rich_markup_mode=None
 )
 app.add_typer(image_app, name="image")
+registry_app = typer.Typer(
+    help="Log in to image registries, and look into them.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(registry_app, name="registry")
+app.add_typer(net_app, name="net")
+app.add_typer(volume_app, name="volume")
+conf_app = typer.Typer(
+    help="Files of settings for `msb run` and `create`.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(conf_app, name="conf")
+self_app = typer.Typer(help="Update or remove msb itself.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(self_app, name="self")
 
 
 class Format(StrEnum):
     """How a listing is printed."""
 
     TABLE = "table"
+    JSON = "json"
+
+
+class MetricsFormat(StrEnum):
+    """How metrics are printed."""
+
+    TABLE = "table"
+    JSON = "json"
+    OPENMETRICS = "openmetrics"
+
+
+class JsonFormat(StrEnum):
+    """How everything about one thing is printed."""
+
     JSON = "json"
 
 
@@ -42,6 +85,28 @@ class Vmm(StrEnum):
 
     AUTO = "auto"
     QEMU = "qemu"
+
+
+class Security(StrEnum):
+    """What programs may do in the guest."""
+
+    DEFAULT = "default"
+    RESTRICTED = "restricted"
+
+
+class Pull(StrEnum):
+    """When an image is asked for at its registry."""
+
+    ALWAYS = "always"
+    IF_MISSING = "if-missing"
+    NEVER = "never"
+
+
+class Compression(StrEnum):
+    """How the files of images are kept."""
+
+    NONE = "none"
+    LZ4 = "lz4"
 
 
 class Shell(StrEnum):
@@ -97,23 +162,34 @@ def _root(
     pass
 
 
-def _sandboxes(incomplete: str) -> list[str]:
-    from microsandbox_cli.completion import sandbox_names
+# What a shell offers for a parameter: see `reference`.
 
-    return [name for name in sandbox_names() if name.startswith(incomplete)]
+
+def _sandboxes(incomplete: str) -> list[str]:
+    return ["@sandboxes"]
+
+
+def _running(incomplete: str) -> list[str]:
+    return ["@running"]
+
+
+def _stopped(incomplete: str) -> list[str]:
+    return ["@stopped"]
 
 
 def _images(incomplete: str) -> list[str]:
-    from microsandbox_cli.completion import image_names
+    return ["@images"]
 
-    return [name for name in image_names() if name.startswith(incomplete)]
+
+def _places(incomplete: str) -> list[str]:
+    return ["@places"]
 
 
 ImageArgument = Annotated[
     str,
     typer.Argument(
         metavar="IMAGE",
-        help="A loaded image, a root file system directory (./dir), or docker-archive:FILE, "
+        help="An image by name, a root file system directory (./dir), or docker-archive:FILE, "
         "oci-archive:FILE, oci:DIR.",
         show_default=False,
         autocompletion=_images,
@@ -123,6 +199,21 @@ NameArgument = Annotated[
     str,
     typer.Argument(metavar="NAME", help="The sandbox.", show_default=False, autocompletion=_sandboxes),
 ]
+RunningArgument = Annotated[
+    str, typer.Argument(metavar="NAME", help="The sandbox.", show_default=False, autocompletion=_running)
+]
+EnteredArgument = Annotated[
+    str, typer.Argument(metavar="NAME", help="The sandbox.", show_default=False, autocompletion=_sandboxes)
+]
+ChangedArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="PATH...",
+        help="In the sandbox, or below its only workspace; everything if there is none.",
+        show_default=False,
+        parser=given,
+    ),
+]
 NamesArgument = Annotated[
     list[str],
     typer.Argument(metavar="NAME...", help="The sandboxes.", show_default=False, autocompletion=_sandboxes),
@@ -130,6 +221,14 @@ NamesArgument = Annotated[
 ChosenArgument = Annotated[
     list[str] | None,
     typer.Argument(metavar="NAME...", help="The sandboxes.", show_default=False, autocompletion=_sandboxes),
+]
+ChosenRunningArgument = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="NAME...", help="The sandboxes.", show_default=False, autocompletion=_running),
+]
+ChosenStoppedArgument = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="NAME...", help="The sandboxes.", show_default=False, autocompletion=_stopped),
 ]
 LabelOption = Annotated[
     list[str] | None,
@@ -174,6 +273,10 @@ VmmOption = Annotated[Vmm, typer.Option("--vmm", help="Virtual machine monitor."
 RequireKvm = Annotated[
     bool, typer.Option("--require-kvm", help="Fail rather than emulate the processor in software.")
 ]
+PullOption = Annotated[
+    Pull,
+    typer.Option("--pull", help="When to ask the image's registry: if-missing is if the image is not here."),
+]
 Cold = Annotated[bool, typer.Option("--cold", help="Boot the kernel rather than start from a template.")]
 MaxDuration = Annotated[
     str | None,
@@ -183,6 +286,93 @@ IdleTimeout = Annotated[
     str | None,
     typer.Option(
         "--idle-timeout", metavar="TIME", help="Stop the sandbox when for 30s, 5m nothing went in or out."
+    ),
+]
+Detach = Annotated[
+    bool,
+    typer.Option("--detach", "-d", help="Leave it running, print its name; it stops with the command."),
+]
+DetachKeysOption = Annotated[
+    str | None,
+    typer.Option(
+        "--detach-keys", metavar="KEYS", help="Keys that leave the command running. Default: ctrl-p,ctrl-q."
+    ),
+]
+RunDetachKeysOption = Annotated[
+    str | None,
+    typer.Option(
+        "--detach-keys", metavar="KEYS", help="Keys that leave the command running, such as ctrl-p,ctrl-q."
+    ),
+]
+ShellOption = Annotated[
+    str | None,
+    typer.Option("--shell", metavar="PATH", help="Shell of scripts and people. Default: /bin/sh."),
+]
+Script = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--script",
+        metavar="NAME=BODY",
+        help="Put a shell script on PATH; \\n \\t \\r \\\\ \\\" \\' are decoded.",
+    ),
+]
+ScriptRaw = Annotated[
+    list[str] | None,
+    typer.Option("--script-raw", metavar="NAME=BYTES", help="The same, with exactly these bytes."),
+]
+ScriptPath = Annotated[
+    list[str] | None,
+    typer.Option("--script-path", metavar="NAME:FILE", help="The same, from a file of the host."),
+]
+TmpfsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tmpfs",
+        metavar="DIR[:SIZE[,OPTION]]",
+        help="Mount memory: /cache:100M; options mode=OCTAL, ro, noexec.",
+    ),
+]
+VolumeOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--volume", "-v",
+        metavar="SOURCE:TARGET[:OPTION]",
+        help="Mount files of the host: ./src:/app; options ro, watch, noexec, nosuid, nodev, owner=, cache=.",
+    ),
+]  # fmt: skip
+StopSignal = Annotated[
+    str | None,
+    typer.Option("--stop-signal", metavar="SIGNAL", help="What asks processes to end. Default: the image's."),
+]
+InitOption = Annotated[
+    str | None,
+    typer.Option("--init", metavar="PATH", help="Run the image's init as PID 1; auto looks for one."),
+]
+InitArg = Annotated[
+    list[str] | None, typer.Option("--init-arg", metavar="ARG", help="An argument for the init.")
+]
+InitEnv = Annotated[
+    list[str] | None, typer.Option("--init-env", metavar="KEY[=VALUE]", help="A variable for the init.")
+]
+RootDisk = Annotated[
+    str | None, typer.Option("--root-disk", metavar="SIZE", help="Room to write in: 512M, 16G. Default: 8G.")
+]
+MountDisk = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--mount-disk",
+        metavar="FILE:DIR[:OPTION,...]",
+        help="A disk image (raw or qcow2) as a file system. Options: ro, fstype=TYPE, format=raw|qcow2.",
+    ),
+]
+SecurityOption = Annotated[
+    Security,
+    typer.Option("--security", help="Privileges in the guest; restricted: none that concern its kernel."),
+]
+Rlimit = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--rlimit", metavar="NAME=SOFT[:HARD]", help="Limit a resource: nofile=1024, core=unlimited."
     ),
 ]
 NoStdin = Annotated[bool, typer.Option("--no-stdin", help="Do not forward standard input.")]
@@ -200,9 +390,16 @@ ReplaceWithGrace = Annotated[
     typer.Option("--replace-with-grace", metavar="TIME", help="The same, with 30s, 5m to end by itself."),
 ]
 FormatOption = Annotated[Format, typer.Option("--format", help="How to print it.")]
+JsonOption = Annotated[JsonFormat, typer.Option("--format", help="How to print it.")]
+ConfOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--conf", metavar="FILE", help="Take settings from a YAML file; options given here win.", parser=path
+    ),
+]
 
 
-@app.command()
+@app.command(cls=Configurable)
 def run(
     image: ImageArgument,
     command: Command = None,
@@ -223,34 +420,81 @@ def run(
     cold: Cold = False,
     max_duration: MaxDuration = None,
     idle_timeout: IdleTimeout = None,
+    security: SecurityOption = Security.DEFAULT,
+    rlimit: Rlimit = None,
     no_stdin: NoStdin = False,
     tty: Tty = False,
     no_tty: NoTty = False,
+    detach: Detach = False,
+    detach_keys: RunDetachKeysOption = None,
+    shell: ShellOption = None,
+    script: Script = None,
+    script_raw: ScriptRaw = None,
+    script_path: ScriptPath = None,
+    tmpfs: TmpfsOption = None,
+    volume: VolumeOption = None,
+    stop_signal: StopSignal = None,
+    init: InitOption = None,
+    init_arg: InitArg = None,
+    init_env: InitEnv = None,
+    root_disk: RootDisk = None,
+    mount_disk: MountDisk = None,
     label: LabelsOption = None,
     replace: Replace = False,
     replace_with_grace: ReplaceWithGrace = None,
+    pull: PullOption = Pull.IF_MISSING,
+    port: net.Port = None,
+    network_policy: net.NetworkPolicyOption = None,
+    net_rule: net.NetRule = None,
+    net_names: net.NetNamesOption = None,
+    allow_domain: net.AllowDomain = None,
+    deny_domain: net.DenyDomain = None,
+    deny_domain_suffix: net.DenyDomainSuffix = None,
+    allow_cidr: net.AllowCidr = None,
+    dns_nameserver: net.DnsNameserver = None,
+    dns_mode: net.DnsModeOption = None,
+    max_connections: net.MaxConnections = None,
+    net_rate: net.NetRate = None,
+    upstream_proxy: net.UpstreamProxy = None,
+    no_proxy: net.NoProxy = None,
     quiet: Quiet = False,
+    conf: ConfOption = None,
     log_level: LogLevelOption = None,
 ) -> None:
     """Run a command in a new sandbox; without one, and with none in the image, a shell if at a terminal.
 
-    Without --name the sandbox is gone when the command has ended. The exit code is the command's own;
-    128+N if signal N killed it, 127 if it was not found, 126 if it cannot be executed, 124 at the
-    --timeout, the --max-duration or the --idle-timeout, 125 if the sandbox itself failed.
+    Without --name the sandbox is gone when the command has ended. The command is the image's ENTRYPOINT with
+    the words given here, or with the image's CMD.
 
     Example: msb run -m 1G -e GREETING=hello busybox -- sh -c 'echo $GREETING'
+
+    Example: msb run -v ./src:/app -w /app busybox -- ls
+
+    Example: msb run --network-policy none --allow-domain example.com busybox -- wget -O- http://example.com
     """
     from microsandbox_cli.run import run_new
 
     run_new(
         image, command or [], name=name, env=env or [], workdir=workdir, user=user, memory=memory, cpus=cpus,
         hostname=hostname, entrypoint=entrypoint, timeout=timeout, vmm=vmm, require_kvm=require_kvm,
-        cold=cold, max_duration=max_duration, idle_timeout=idle_timeout, no_stdin=no_stdin, tty=tty,
-        no_tty=no_tty, label=label or [], replace=replace, replace_with_grace=replace_with_grace, quiet=quiet,
+        cold=cold, max_duration=max_duration, idle_timeout=idle_timeout, security=security,
+        rlimit=rlimit or [], no_stdin=no_stdin, tty=tty, no_tty=no_tty, label=label or [], replace=replace,
+        replace_with_grace=replace_with_grace, pull=pull, quiet=quiet,
+        shell=shell, script=script or [], script_raw=script_raw or [], script_path=script_path or [],
+        tmpfs=tmpfs or [], volume=volume or [], stop_signal=stop_signal, init=init, init_arg=init_arg or [],
+        init_env=init_env or [], root_disk=root_disk, mount_disk=mount_disk or [], detach=detach,
+        detach_keys=detach_keys,
+        **net.given(
+            port=port, network_policy=network_policy, net_rule=net_rule, net_names=net_names,
+            allow_domain=allow_domain, deny_domain=deny_domain, deny_domain_suffix=deny_domain_suffix,
+            allow_cidr=allow_cidr, dns_nameserver=dns_nameserver, dns_mode=dns_mode,
+            max_connections=max_connections, net_rate=net_rate, upstream_proxy=upstream_proxy,
+            no_proxy=no_proxy,
+        ),
     )  # fmt: skip
 
 
-@app.command()
+@app.command(cls=Configurable)
 def create(
     image: ImageArgument,
     name: Annotated[str, typer.Option("--name", "-n", metavar="NAME", help="Name the sandbox.")],
@@ -266,61 +510,147 @@ def create(
     cold: Cold = False,
     max_duration: MaxDuration = None,
     idle_timeout: IdleTimeout = None,
+    shell: ShellOption = None,
+    script: Script = None,
+    script_raw: ScriptRaw = None,
+    script_path: ScriptPath = None,
+    tmpfs: TmpfsOption = None,
+    volume: VolumeOption = None,
+    stop_signal: StopSignal = None,
+    init: InitOption = None,
+    init_arg: InitArg = None,
+    init_env: InitEnv = None,
+    root_disk: RootDisk = None,
+    mount_disk: MountDisk = None,
+    security: SecurityOption = Security.DEFAULT,
+    rlimit: Rlimit = None,
     label: LabelsOption = None,
     replace: Replace = False,
     replace_with_grace: ReplaceWithGrace = None,
+    pull: PullOption = Pull.IF_MISSING,
+    port: net.Port = None,
+    network_policy: net.NetworkPolicyOption = None,
+    net_rule: net.NetRule = None,
+    net_names: net.NetNamesOption = None,
+    allow_domain: net.AllowDomain = None,
+    deny_domain: net.DenyDomain = None,
+    deny_domain_suffix: net.DenyDomainSuffix = None,
+    allow_cidr: net.AllowCidr = None,
+    dns_nameserver: net.DnsNameserver = None,
+    dns_mode: net.DnsModeOption = None,
+    max_connections: net.MaxConnections = None,
+    net_rate: net.NetRate = None,
+    upstream_proxy: net.UpstreamProxy = None,
+    no_proxy: net.NoProxy = None,
     quiet: Quiet = False,
+    conf: ConfOption = None,
     log_level: LogLevelOption = None,
 ) -> None:
     """Create a named sandbox and leave it running.
 
     Example: msb create busybox --name dev && msb exec dev -- uname -a
+
+    Example: msb create busybox --name web -p 8080:80 --net-rate egress:10M
     """
     from microsandbox_cli.run import create_detached
 
     create_detached(
         image, name=name, env=env or [], workdir=workdir, user=user, memory=memory, cpus=cpus,
         hostname=hostname, entrypoint=entrypoint, vmm=vmm, require_kvm=require_kvm, cold=cold,
-        max_duration=max_duration, idle_timeout=idle_timeout, label=label or [], replace=replace,
-        replace_with_grace=replace_with_grace, quiet=quiet,
+        max_duration=max_duration, idle_timeout=idle_timeout, security=security, rlimit=rlimit or [],
+        label=label or [], replace=replace,
+        replace_with_grace=replace_with_grace, pull=pull, quiet=quiet,
+        shell=shell, script=script or [], script_raw=script_raw or [], script_path=script_path or [],
+        tmpfs=tmpfs or [], volume=volume or [], stop_signal=stop_signal, init=init, init_arg=init_arg or [],
+        init_env=init_env or [], root_disk=root_disk, mount_disk=mount_disk or [],
+        **net.given(
+            port=port, network_policy=network_policy, net_rule=net_rule, net_names=net_names,
+            allow_domain=allow_domain, deny_domain=deny_domain, deny_domain_suffix=deny_domain_suffix,
+            allow_cidr=allow_cidr, dns_nameserver=dns_nameserver, dns_mode=dns_mode,
+            max_connections=max_connections, net_rate=net_rate, upstream_proxy=upstream_proxy,
+            no_proxy=no_proxy,
+        ),
     )  # fmt: skip
 
 
 @app.command("exec")
 def exec_(
-    name: NameArgument,
+    name: RunningArgument,
     command: Command = None,
     env: Env = None,
     workdir: Workdir = None,
     user: User = None,
     timeout: Timeout = None,
+    rlimit: Rlimit = None,
     no_stdin: NoStdin = False,
     tty: Tty = False,
     no_tty: NoTty = False,
-    detach_keys: Annotated[
-        str | None,
-        typer.Option(
-            "--detach-keys",
-            metavar="KEYS",
-            help="Keys that leave the command running. Default: ctrl-p,ctrl-q.",
-        ),
-    ] = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", "-d", help="Leave the command running, print the sandbox's name.")
+    ] = False,
+    detach_keys: DetachKeysOption = None,
 ) -> None:
-    """Run a command in a sandbox that is running; without one a shell, if at a terminal.
+    """Run a command in a sandbox; without one a shell, if at a terminal.
+
+    A sandbox that is stopped is started for it, and stopped again. What a command prints that was left
+    running is in `msb logs`; `msb attach` goes back to it.
 
     Example: msb exec dev -- ps
+
+    Example: msb exec -d dev -- httpd -f
     """
     from microsandbox_cli.run import exec_in
 
     exec_in(
-        name, command or [], env=env or [], workdir=workdir, user=user, timeout=timeout, no_stdin=no_stdin,
-        tty=tty, no_tty=no_tty, detach_keys=detach_keys,
+        name, command or [], env=env or [], workdir=workdir, user=user, timeout=timeout,
+        rlimit=rlimit or [], no_stdin=no_stdin, tty=tty, no_tty=no_tty, detach=detach,
+        detach_keys=detach_keys,
     )  # fmt: skip
 
 
 @app.command()
-def start(names: ChosenArgument = None, label: LabelOption = None, cold: Cold = False) -> None:
-    """Start stopped sandboxes and leave them running."""
+def attach(
+    name: RunningArgument,
+    session: Annotated[
+        int | None,
+        typer.Argument(
+            metavar="SESSION", help="Which command, by its number in --list.", show_default=False, min=1
+        ),
+    ] = None,
+    list_: Annotated[
+        bool, typer.Option("--list", "-l", help="Print the commands that were left running.")
+    ] = False,
+    all: Annotated[
+        bool, typer.Option("--all", "-a", help="With --list: those that have ended, too, with exit codes.")
+    ] = False,
+    no_stdin: NoStdin = False,
+    detach_keys: DetachKeysOption = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="With --list: print numbers only.")] = False,
+    format: Annotated[Format, typer.Option("--format", help="With --list: how to print it.")] = Format.TABLE,
+) -> None:
+    """Go back to a command that was left running: with the detach keys, or started with -d.
+
+    Without SESSION it is the command that the sandbox was run for, or the only one. Its exit code is that of
+    msb. It goes on when msb ends before it: one program at a time may be attached to it.
+
+    Example: msb attach dev
+
+    Example: msb attach --list --all dev
+    """
+    from microsandbox_cli import attach as way
+
+    if list_:
+        way.show(name, all=all, quiet=quiet, format=format)
+    else:
+        way.attach(name, session, no_stdin=no_stdin, detach_keys=detach_keys)
+
+
+@app.command()
+def start(names: ChosenStoppedArgument = None, label: LabelOption = None, cold: Cold = False) -> None:
+    """Start stopped sandboxes and leave them running.
+
+    Example: msb start dev db
+    """
     from microsandbox_cli.lifecycle import start
 
     start(names or [], label=label or [], cold=cold)
@@ -333,12 +663,15 @@ Grace = Annotated[
 
 @app.command()
 def stop(
-    names: ChosenArgument = None,
+    names: ChosenRunningArgument = None,
     label: LabelOption = None,
     force: Annotated[bool, typer.Option("--force", "-f", help="Kill it at once.")] = False,
     timeout: Grace = "10s",
 ) -> None:
-    """Stop running sandboxes: end the processes, write the disk out, switch off."""
+    """Stop running sandboxes: end the processes, write the disk out, switch off.
+
+    Example: msb stop --label team=a -t 30s
+    """
     from microsandbox_cli.lifecycle import stop
 
     stop(names or [], label=label or [], force=force, timeout=timeout)
@@ -348,7 +681,10 @@ def stop(
 def restart(
     names: ChosenArgument = None, label: LabelOption = None, timeout: Grace = "10s", cold: Cold = False
 ) -> None:
-    """Stop sandboxes, if they run, and start them again."""
+    """Stop sandboxes, if they run, and start them again.
+
+    Example: msb restart dev
+    """
     from microsandbox_cli.lifecycle import restart
 
     restart(names or [], label=label or [], timeout=timeout, cold=cold)
@@ -360,26 +696,152 @@ def rm(
     label: LabelOption = None,
     force: Annotated[bool, typer.Option("--force", "-f", help="Stop it first if it is running.")] = False,
 ) -> None:
-    """Remove stopped sandboxes and everything they have written."""
+    """Remove stopped sandboxes and everything they have written.
+
+    Example: msb rm --force dev
+    """
     from microsandbox_cli.lifecycle import remove
 
     remove(names or [], label=label or [], force=force)
 
 
 @app.command()
-def wait(names: ChosenArgument = None, label: LabelOption = None) -> None:
-    """Wait until sandboxes have stopped, and print why each of them did."""
+def wait(
+    names: ChosenRunningArgument = None,
+    label: LabelOption = None,
+    session: Annotated[
+        int | None,
+        typer.Option(
+            "--session",
+            metavar="SESSION",
+            help="Wait for a command that was left running in it, by its number in msb attach --list --all.",
+        ),
+    ] = None,
+) -> None:
+    """Wait until sandboxes have stopped, and print why each of them did.
+
+    Of one sandbox it exits with the exit code of the command that the sandbox was run for, if there was one.
+    With --session it waits for a command instead, and exits with its exit code.
+
+    Example: msb wait job-1 job-2
+
+    Example: msb wait dev --session 5
+    """
     from microsandbox_cli.lifecycle import wait
 
-    wait(names or [], label=label or [])
+    wait(names or [], label=label or [], session=session)
 
 
 @app.command()
-def ping(names: ChosenArgument = None, label: LabelOption = None) -> None:
-    """Print how long the agents in running sandboxes take to answer."""
-    from microsandbox_cli.lifecycle import ping
+def ping(names: ChosenRunningArgument = None, label: LabelOption = None) -> None:
+    """Print how long the agents in running sandboxes take to answer.
+
+    Example: msb ping dev
+    """
+    from microsandbox_cli.ping import ping
 
     ping(names or [], label=label or [])
+
+
+@app.command()
+def touch(names: ChosenRunningArgument = None, label: LabelOption = None) -> None:
+    """Let the idle timeouts of running sandboxes begin anew.
+
+    Example: msb touch dev
+    """
+    from microsandbox_cli.ping import touch
+
+    touch(names or [], label=label or [])
+
+
+@app.command()
+def metrics(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="NAME...",
+            help="The sandboxes. Default: all that run.",
+            show_default=False,
+            autocompletion=_sandboxes,
+        ),
+    ] = None,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on, until Ctrl-C.")] = False,
+    interval: Annotated[
+        str | None,
+        typer.Option(
+            "--interval", metavar="TIME", help="Measure CPU over 500ms, 10s. Default: 200ms; 1s with --watch."
+        ),
+    ] = None,
+    format: Annotated[MetricsFormat, typer.Option("--format", help="How to print it.")] = MetricsFormat.TABLE,
+) -> None:
+    """Show what running sandboxes use of processor, memory and disk.
+
+    Asking does not count as activity, so `--idle-timeout` is not put off. See `msb top` for a live view.
+
+    Example: msb metrics --format openmetrics > /var/lib/node_exporter/microsandbox.prom
+    """
+    from microsandbox_cli.metrics import show_metrics
+
+    show_metrics(names or [], watch=watch, interval=interval, format=format)
+
+
+@app.command()
+def top(
+    interval: Annotated[
+        str, typer.Option("--interval", metavar="TIME", help="Measure anew every 500ms, 10s.")
+    ] = "1s",
+) -> None:
+    """Watch the running sandboxes on the whole terminal.
+
+    q leaves, c, m and n sort by CPU, memory on the host and name.
+
+    Example: msb top --interval 5s
+    """
+    from microsandbox_cli.top import watch
+
+    watch(interval)
+
+
+@app.command()
+def pause(names: ChosenArgument = None, label: LabelOption = None) -> None:
+    """Halt running sandboxes; what they have in memory stays there.
+
+    Example: msb pause dev
+    """
+    from microsandbox_cli.lifecycle import pause
+
+    pause(names or [], label=label or [])
+
+
+@app.command()
+def resume(names: ChosenArgument = None, label: LabelOption = None) -> None:
+    """Let paused sandboxes go on.
+
+    Example: msb resume dev
+    """
+    from microsandbox_cli.lifecycle import resume
+
+    resume(names or [], label=label or [])
+
+
+@app.command()
+def fork(
+    source: Annotated[str, typer.Argument(metavar="NAME", autocompletion=_sandboxes, help="Name or id.")],
+    name: Annotated[str, typer.Option("--name", "-n", metavar="NEW", help="Name of the new sandbox.")],
+    count: Annotated[
+        int | None,
+        typer.Option("--count", metavar="N", help="Make N, named NEW-1 to NEW-N.", show_default=False),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print names only.")] = False,
+    format: Annotated[Format, typer.Option("--format", help="How the result is printed.")] = Format.TABLE,
+) -> None:
+    """Make a new sandbox that goes on where another one is, with its processes and files.
+
+    Example: msb fork dev --name try --count 3
+    """
+    from microsandbox_cli.fork import fork
+
+    fork(source, name, count, quiet=quiet, format=format)
 
 
 @app.command("ls")
@@ -389,7 +851,10 @@ def ls(
     quiet: NamesOnly = False,
     format: FormatOption = Format.TABLE,
 ) -> None:
-    """List sandboxes."""
+    """List sandboxes.
+
+    Example: msb ls --running --format json
+    """
     from microsandbox_cli.sandboxes import list_all
 
     list_all(running=running, label=label or [], quiet=quiet, format=format)
@@ -402,34 +867,56 @@ def ps(
     quiet: NamesOnly = False,
     format: FormatOption = Format.TABLE,
 ) -> None:
-    """List the sandboxes that run, what they are doing and since when."""
+    """List the sandboxes that run, what they are doing and since when.
+
+    Example: msb ps -a --label team=a
+    """
     from microsandbox_cli.sandboxes import list_active
 
     list_active(all=all, label=label or [], quiet=quiet, format=format)
 
 
 @app.command()
-def inspect(names: NamesArgument) -> None:
-    """Show everything that is known about sandboxes as JSON."""
+def inspect(
+    names: ChosenArgument = None, label: LabelOption = None, format: JsonOption = JsonFormat.JSON
+) -> None:
+    """Show everything that is known about sandboxes as JSON.
+
+    Example: msb inspect dev
+    """
     from microsandbox_cli.sandboxes import inspect_all
 
-    inspect_all(names)
+    inspect_all(names or [], label or [], format=format)
 
 
 @app.command()
 def cp(
     source: Annotated[
-        str, typer.Argument(metavar="SRC", help="PATH, or NAME:/PATH in a sandbox.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="SRC",
+            help="PATH, or NAME:/PATH in a sandbox.",
+            show_default=False,
+            autocompletion=_places,
+        ),
     ],
     destination: Annotated[
-        str, typer.Argument(metavar="DST", help="PATH, or NAME:/PATH in a sandbox.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="DST",
+            help="PATH, or NAME:/PATH in a sandbox.",
+            show_default=False,
+            autocompletion=_places,
+        ),
     ],
     special_bits: Annotated[
         bool, typer.Option("--special-bits", help="Keep set-user-ID, set-group-ID and sticky bits.")
     ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Copy files and directories into a running sandbox, out of one, or between two.
+    """Copy files and directories into a sandbox, out of one, or between two.
+
+    A sandbox that is stopped is started for it, and stopped again.
 
     As `cp -r`: a destination that is a directory gets the source in it; a source that ends in /. has its
     content copied. Permissions, times and holes are kept, links are copied as links. A path of the host with
@@ -440,6 +927,64 @@ def cp(
     from microsandbox_cli.copy import copy
 
     copy(source, destination, special_bits=special_bits, quiet=quiet)
+
+
+@app.command()
+def diff(
+    name: EnteredArgument,
+    mount: Annotated[
+        str | None,
+        typer.Option(
+            "--mount",
+            metavar="PATH",
+            help="Only this workspace; / is the root.",
+            show_default=False,
+            parser=given,
+        ),
+    ] = None,
+    format: FormatOption = Format.TABLE,
+) -> None:
+    """List what a sandbox has changed: in its workspaces, and in the writable layer of its root.
+
+    A is added, M is modified, D is deleted. A sandbox that is stopped is started for it, and stopped again.
+
+    Example: msb diff dev --mount /app
+    """
+    from microsandbox_cli.workspace import diff
+
+    diff(name, mount, as_json=format is Format.JSON)
+
+
+@app.command("apply")
+def apply_(
+    name: EnteredArgument,
+    paths: ChangedArgument = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also what the host has changed: the sandbox's version wins.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+) -> None:
+    """Bring what a sandbox has changed in its workspaces to the host's directories.
+
+    Deletions first; every file is complete or as it was. Nothing is done if the host has changed any of it
+    meanwhile, and the list of that is printed. Devices, FIFOs, sockets and set-id files stay where they are.
+
+    Example: msb apply dev /app/src
+    """
+    from microsandbox_cli.workspace import apply
+
+    apply(name, paths or [], force=force, dry_run=dry_run)
+
+
+@app.command()
+def discard(name: EnteredArgument, paths: ChangedArgument = None) -> None:
+    """Drop what a sandbox has changed in its workspaces: its version is as it was.
+
+    Example: msb discard dev /app/build
+    """
+    from microsandbox_cli.workspace import discard
+
+    discard(name, paths or [])
 
 
 @app.command()
@@ -483,6 +1028,17 @@ def logs(
     )  # fmt: skip
 
 
+CompressionOption = Annotated[
+    Compression | None,
+    typer.Option(
+        "--compression",
+        metavar="FORM",
+        help="Keep files as they are (none) or compressed (lz4). Default: MSB_IMAGE_COMPRESSION, or none.",
+        show_default=False,
+    ),
+]
+
+
 @app.command()
 def load(
     source: Annotated[
@@ -491,14 +1047,17 @@ def load(
             metavar="[SOURCE]",
             help="An archive, or docker-archive:, oci-archive:, oci:PATH.",
             show_default=False,
+            parser=given,
         ),
     ] = None,
     input: Annotated[
-        Path | None, typer.Option("--input", "-i", metavar="FILE", help="The same, as docker load has it.")
+        Path | None,
+        typer.Option("--input", "-i", metavar="FILE", help="The same, as docker load has it.", parser=path),
     ] = None,
     tag: Annotated[
         str | None, typer.Option("--tag", "-t", metavar="REF", help="Name for the image that is loaded.")
     ] = None,
+    compression: CompressionOption = None,
     quiet: Quiet = False,
 ) -> None:
     """Load images from an archive, an OCI layout, or standard input.
@@ -507,12 +1066,161 @@ def load(
     """
     from microsandbox_cli.images import load
 
-    load(source if source is not None else (str(input) if input is not None else None), tag=tag, quiet=quiet)
+    load(
+        source,
+        input=None if input is None else str(input),
+        tag=tag,
+        compression=compression,
+        quiet=quiet,
+    )
+
+
+RegistryArgument = Annotated[
+    str,
+    typer.Argument(metavar="REGISTRY", help="A domain, such as registry.example:5000.", show_default=False),
+]
+InsecureOption = Annotated[
+    bool,
+    typer.Option("--insecure", help="Accept any certificate of this registry, and plain HTTP if need be."),
+]
+
+
+@app.command()
+def pull(
+    names: Annotated[
+        list[str], typer.Argument(metavar="IMAGE...", help="Names of images.", show_default=False)
+    ],
+    policy: Annotated[
+        Pull, typer.Option("--pull", metavar="WHEN", help="always, or if-missing: not what is here.")
+    ] = Pull.ALWAYS,
+    platform: Annotated[
+        str | None,
+        typer.Option("--platform", metavar="OS/ARCH", help="Of an image for several.", show_default=False),
+    ] = None,
+    insecure: InsecureOption = False,
+    complete: Annotated[
+        bool,
+        typer.Option("--complete", help="Also the original bytes of layers that are here from elsewhere."),
+    ] = False,
+    compression: CompressionOption = None,
+    quiet: Quiet = False,
+) -> None:
+    """Fetch images from their registries; what has been fetched before is not fetched again.
+
+    Example: msb pull python:3.12
+    """
+    from microsandbox_cli.registry import pull
+
+    pull(
+        names, policy=policy, platform=platform, insecure=insecure, complete=complete,
+        compression=compression, quiet=quiet,
+    )  # fmt: skip
+
+
+class ArchiveFormat(StrEnum):
+    """What kind of archive is written."""
+
+    OCI = "oci"
+    DOCKER = "docker"
+
+
+@app.command()
+def save(
+    names: ImagesArgument,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Instead of standard output.",
+            show_default=False,
+            parser=path,
+        ),
+    ] = None,
+    format: Annotated[
+        ArchiveFormat, typer.Option("--format", help="docker: docker load reads it too.")
+    ] = ArchiveFormat.DOCKER,
+) -> None:
+    """Write images to an archive, with the digests they came with.
+
+    Example: msb save -o app.tar app:1
+    """
+    from microsandbox_cli.images import save
+
+    save(names, output, form=format.value)
+
+
+@registry_app.command("login")
+def registry_login(
+    registry: RegistryArgument,
+    username: Annotated[
+        str | None,
+        typer.Option("--username", "-u", metavar="NAME", help="Who you are there.", show_default=False),
+    ] = None,
+    password_stdin: Annotated[
+        bool, typer.Option("--password-stdin", help="Read the password or token from standard input.")
+    ] = False,
+    insecure: InsecureOption = False,
+) -> None:
+    """Check a user name and password with a registry and keep them.
+
+    They go to the operating system's keyring if the Python package keyring is installed and finds one,
+    else to a file that only this user can read.
+
+    Example: msb registry login registry.example --username me
+    """
+    from microsandbox_cli.registry import login
+
+    login(registry, username=username, password_stdin=password_stdin, insecure=insecure)
+
+
+@registry_app.command("logout")
+def registry_logout(
+    names: Annotated[
+        list[str], typer.Argument(metavar="REGISTRY...", help="The registries.", show_default=False)
+    ],
+) -> None:
+    """Forget what `msb registry login` has kept.
+
+    Example: msb registry logout registry.example
+    """
+    from microsandbox_cli.registry import logout
+
+    logout(names)
+
+
+@registry_app.command("ls")
+def registry_ls(quiet: NamesOnly = False, format: FormatOption = Format.TABLE) -> None:
+    """List the registries that were logged in to.
+
+    Example: msb registry ls
+    """
+    from microsandbox_cli.registry import list_logins
+
+    list_logins(quiet=quiet, as_json=format is Format.JSON)
+
+
+@registry_app.command("tags")
+def registry_tags(
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="A repository.", show_default=False)],
+    format: FormatOption = Format.TABLE,
+) -> None:
+    """List the tags that a repository has in its registry.
+
+    Example: msb registry tags registry.example/team/app
+    """
+    from microsandbox_cli.registry import list_tags
+
+    list_tags(image, as_json=format is Format.JSON)
 
 
 @app.command()
 def images(quiet: NamesOnly = False, format: FormatOption = Format.TABLE) -> None:
-    """List the images in the store (the same as `msb image ls`)."""
+    """List the images in the store (the same as `msb image ls`).
+
+    Example: msb images -q
+    """
     from microsandbox_cli.images import list_images
 
     list_images(quiet=quiet, as_json=format is Format.JSON)
@@ -520,15 +1228,104 @@ def images(quiet: NamesOnly = False, format: FormatOption = Format.TABLE) -> Non
 
 @image_app.command("ls")
 def image_ls(quiet: NamesOnly = False, format: FormatOption = Format.TABLE) -> None:
-    """List the images in the store."""
+    """List the images in the store.
+
+    Example: msb image ls --format json
+    """
     images(quiet=quiet, format=format)
+
+
+@image_app.command("verify")
+def image_verify(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[IMAGE...]", help="All without.", show_default=False, autocompletion=_images),
+    ] = None,
+    remove_damaged: Annotated[
+        bool,
+        typer.Option("--remove-damaged", help="Remove damaged files: pulling the image makes them again."),
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare every byte of images with what was pulled or loaded; exit 1 if something is damaged.
+
+    Example: msb image verify busybox
+    """
+    from microsandbox_cli.images import verify_images
+
+    verify_images(names or (), remove_damaged=remove_damaged, quiet=quiet)
+
+
+@image_app.command("history")
+def image_history(
+    image: Annotated[
+        str, typer.Argument(metavar="IMAGE", help="The image.", show_default=False, autocompletion=_images)
+    ],
+    format: FormatOption = Format.TABLE,
+) -> None:
+    """Show how an image says it was built, the newest step first.
+
+    Example: msb image history busybox
+    """
+    from microsandbox_cli.images import show_history
+
+    show_history(image, as_json=format is Format.JSON)
+
+
+@image_app.command("export")
+def image_export(
+    image: Annotated[
+        str, typer.Argument(metavar="IMAGE", help="The image.", show_default=False, autocompletion=_images)
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Instead of standard output.",
+            show_default=False,
+            parser=path,
+        ),
+    ] = None,
+) -> None:
+    """Write an image's root file system as one tar: what a sandbox of it sees, all layers applied.
+
+    Example: msb image export busybox | tar -t
+    """
+    from microsandbox_cli.images import export
+
+    export(image, output)
+
+
+@image_app.command("prune")
+def image_prune(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    quiet: NamesOnly = False,
+    format: FormatOption = Format.TABLE,
+) -> None:
+    """Remove images without a name that no sandbox is made from, and layers that no image needs.
+
+    What broken pulls have left goes too.
+
+    Example: msb image prune --dry-run
+    """
+    from microsandbox_cli.images import prune_images
+
+    prune_images(dry_run=dry_run, quiet=quiet, as_json=format is Format.JSON)
 
 
 @image_app.command("inspect")
 def image_inspect(
-    image: Annotated[str, typer.Argument(metavar="IMAGE", show_default=False, autocompletion=_images)],
+    image: Annotated[
+        str, typer.Argument(metavar="IMAGE", help="The image.", show_default=False, autocompletion=_images)
+    ],
+    format: JsonOption = JsonFormat.JSON,
 ) -> None:
-    """Show an image's configuration and layers as JSON."""
+    """Show an image's configuration and layers as JSON.
+
+    Example: msb image inspect busybox
+    """
     from microsandbox_cli.images import inspect_image
 
     inspect_image(image)
@@ -538,7 +1335,10 @@ def image_inspect(
 def rmi(
     names: ImagesArgument,
 ) -> None:
-    """Remove images that no sandbox uses (the same as `msb image rm`)."""
+    """Remove images that no sandbox uses (the same as `msb image rm`).
+
+    Example: msb rmi busybox tools/box:1.2
+    """
     from microsandbox_cli.images import remove_images
 
     remove_images(names)
@@ -548,7 +1348,10 @@ def rmi(
 def image_rm(
     names: ImagesArgument,
 ) -> None:
-    """Remove images that no sandbox uses."""
+    """Remove images that no sandbox uses.
+
+    Example: msb image rm busybox
+    """
     rmi(names)
 
 
@@ -558,7 +1361,9 @@ def df(format: FormatOption = Format.TABLE) -> None:
 
     Reclaimable is what can go without a sandbox losing anything: leftovers of crashes and of earlier
     installations by `msb prune`, templates by `msb prune --all`, images that no sandbox is made from by
-    `msb rmi`.
+    `msb rmi`, volumes that none has by `msb volume rm`.
+
+    Example: msb df --format json
     """
     from microsandbox_cli.storage import disk_usage
 
@@ -570,6 +1375,9 @@ def prune(
     all: Annotated[
         bool, typer.Option("--all", "-a", help="Every template too; they are made again when needed.")
     ] = False,
+    volumes: Annotated[
+        bool, typer.Option("--volumes", help="Every volume too that no sandbox has, with all that is in it.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be removed, change nothing.")
     ] = False,
@@ -580,11 +1388,13 @@ def prune(
 
     Of the latter, templates go at once, kernels, boot disks and uppers only while no sandbox runs. Running
     sandboxes and stopped ones with a name are not touched (`msb rm` removes those), nor are images
-    (`msb rmi`).
+    (`msb rmi`), nor volumes unless that is asked for.
+
+    Example: msb prune --all --dry-run
     """
     from microsandbox_cli.storage import prune
 
-    prune(everything=all, dry_run=dry_run, quiet=quiet, as_json=format is Format.JSON)
+    prune(everything=all, volumes=volumes, dry_run=dry_run, quiet=quiet, as_json=format is Format.JSON)
 
 
 @app.command()
@@ -593,7 +1403,10 @@ def setup(
         bool, typer.Option("--dry-run", help="Say what would be done, change nothing.")
     ] = False,
 ) -> None:
-    """Find or install what microsandbox needs: QEMU, e2fsprogs, the guest kernel."""
+    """Find or install what microsandbox needs: QEMU, e2fsprogs, the guest kernel.
+
+    Example: msb setup --dry-run
+    """
     from microsandbox_cli.machine import setup
 
     setup(dry_run=dry_run)
@@ -601,12 +1414,16 @@ def setup(
 
 @app.command()
 def doctor(
-    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
+    format: FormatOption = Format.TABLE,
 ) -> None:
-    """Say what is missing on this machine, what fixes it, and how sandboxes will be isolated."""
+    """Say what is missing on this machine, what fixes it, and how sandboxes will be isolated.
+
+    Example: msb doctor --format json
+    """
     from microsandbox_cli.machine import doctor
 
-    doctor(as_json=json)
+    doctor(as_json=json or format is Format.JSON)
 
 
 @app.command()
@@ -620,3 +1437,115 @@ def completion(
     from microsandbox_cli.completion import print_script
 
     print_script(shell)
+
+
+def _commands(incomplete: str) -> list[str]:
+    return ["@commands"]
+
+
+@app.command()
+def install(
+    image: Annotated[
+        str | None,
+        typer.Argument(metavar="IMAGE", help="The image.", show_default=False, autocompletion=_images),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", metavar="CMD", help="Name of the command. Default: that of the image."),
+    ] = None,
+    tmp: Annotated[
+        bool, typer.Option("--tmp", help="A new sandbox at every call, which is gone afterwards.")
+    ] = False,
+    list_: Annotated[bool, typer.Option("--list", help="List the commands instead.")] = False,
+    quiet: NamesOnly = False,
+    format: FormatOption = Format.TABLE,
+) -> None:
+    """Make an image a command: a script in $MSB_HOME/bin that passes on arguments, input and exit code.
+
+    Its sandbox has the command's name and stays: what one call writes the next one finds. It stops when
+    nothing was called for 15 minutes, and starts again by itself; `msb rm CMD` throws it away.
+
+    Arguments go to the image's ENTRYPOINT, or else to the program of its CMD: `python -V` runs python3 -V.
+    Where that is a shell they are the command: `alpine ls -l` runs ls -l.
+
+    Example: msb install --name py python && py -c 'print(1)'
+    """
+    from microsandbox_cli import installed
+
+    if list_:
+        installed.list_installed(quiet=quiet, as_json=format is Format.JSON)
+    elif image is None:
+        raise typer.BadParameter("name an image, or use --list", param_hint="IMAGE")
+    else:
+        installed.install(image, name=name, temporary=tmp)
+
+
+@app.command()
+def uninstall(
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="CMD...", help="The commands.", show_default=False, autocompletion=_commands),
+    ],
+) -> None:
+    """Remove commands that `msb install` made; their sandboxes stay.
+
+    Example: msb uninstall py
+    """
+    from microsandbox_cli.installed import uninstall
+
+    uninstall(names)
+
+
+@self_app.command("update")
+def self_update(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command, run nothing.")] = False,
+) -> None:
+    """Update msb the way it was installed (uv, pip, pipx), or say how where that is for others to do.
+
+    Example: msb self update --dry-run
+    """
+    from microsandbox_cli.self_commands import update
+
+    update(dry_run=dry_run)
+
+
+@self_app.command("uninstall")
+def self_uninstall(
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    keep_data: Annotated[
+        bool, typer.Option("--keep-data", help="Leave sandboxes, images and commands where they are.")
+    ] = False,
+) -> None:
+    """Remove msb: the commands it installed, $MSB_HOME with all sandboxes and images, and the program.
+
+    Says what that is and how large, and asks. Refuses while sandboxes run.
+
+    Example: msb self uninstall --keep-data
+    """
+    from microsandbox_cli.self_commands import uninstall
+
+    uninstall(yes=yes, keep_data=keep_data)
+
+
+@conf_app.command("schema")
+def conf_schema() -> None:
+    """Print the JSON schema of the files that --conf takes, for editors and checks.
+
+    Example: msb conf schema > ~/.config/msb-settings.json
+    """
+    from microsandbox_cli.conf_schema import print_schema
+
+    print_schema()
+
+
+def _close_help(app: typer.Typer) -> None:
+    """End the help of every command with its exit codes."""
+    for command in app.registered_commands:
+        runs = command.callback in (run, exec_)
+        command.epilog = command.epilog or (EXIT_CODES_OF_COMMANDS if runs else EXIT_CODES)
+    for group in app.registered_groups:
+        if group.typer_instance is not None:
+            _close_help(group.typer_instance)
+
+
+_close_help(app)

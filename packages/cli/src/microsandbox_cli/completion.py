@@ -1,52 +1,75 @@
-"""Completion in the shell: the script, and the names it offers."""
+"""Completion in the shell: the script of each, and the names it asks for."""
 
 from __future__ import annotations
 
-import io
-import os
 import sys
-from contextlib import redirect_stdout
+from collections.abc import Callable
 
 from microsandbox_core import env
 
+from microsandbox_cli import report
+
+_PLACES = {
+    "bash": "msb completion bash > ~/.local/share/bash-completion/completions/msb",
+    "zsh": "msb completion zsh > DIR/_msb, for a DIR in $fpath; in .zshrc: autoload -U compinit && compinit",
+    "fish": "msb completion fish > ~/.config/fish/completions/msb.fish",
+}
+"""Where each shell looks for the script by itself."""
+
 
 def print_script(shell: str) -> None:
-    """Print the script for ``bash``, ``zsh`` or ``fish``."""
-    from microsandbox_cli.app import app
+    """Print the script for ``bash``, ``zsh`` or ``fish``; to a person, also how to install it."""
+    from microsandbox_cli import completion_bash, completion_fish, completion_zsh
+    from microsandbox_cli.reference import Command, tree
 
-    # Any program made with Typer answers this variable, and the script asks it the same way.
-    os.environ["_MSB_COMPLETE"] = f"source_{shell}"
-    printed = io.StringIO()
-    try:
-        with redirect_stdout(printed):
-            app(prog_name="msb")
-    except SystemExit as end:
-        if end.code:
-            raise
-    # zsh looks for `#compdef` in the first line of a file; Typer's script begins with an empty one.
-    sys.stdout.write(printed.getvalue().strip() + "\n")
+    script: Callable[[Command], str] = {
+        "bash": completion_bash.script,
+        "zsh": completion_zsh.script,
+        "fish": completion_fish.script,
+    }[shell]
+    sys.stdout.write(script(tree()))
+    if sys.stdout.isatty():
+        report.note(f"note: to install it: {_PLACES[shell]}")
 
 
-def sandbox_names() -> list[str]:
-    """The names of the sandboxes; none when they cannot be read: a shell has no place for errors."""
-    from microsandbox._state import State
+def print_names(kind: str) -> None:
+    """Print the names of one kind, one a line; none when they cannot be read: a shell has no place for
+    errors. Scripts call this as `msb __names KIND` at every press of the key, so it imports little."""
     from microsandbox.errors import MicrosandboxError
 
-    state = State(env.home())
     try:
-        return [record.name for record in state.all()] if state.path.exists() else []
-    except MicrosandboxError:
-        return []
-    finally:
-        state.close()
+        ways = {"images": _images, "commands": _commands, "volumes": _volumes}
+        found = ways[kind]() if kind in ways else _sandboxes(kind)
+    except (MicrosandboxError, OSError):
+        return
+    sys.stdout.write("".join(f"{name}\n" for name in found if name.isprintable()))
 
 
-def image_names() -> list[str]:
-    """The names of the images; none when they cannot be read."""
-    from microsandbox.errors import MicrosandboxError
-    from microsandbox.images import list_all
+def _images() -> list[str]:
+    # Names alone: what the images are made of takes ten times as long to read.
+    from microsandbox_oci import ImageStore
 
-    try:
-        return [image.reference.familiar for image in list_all(env.home()) if image.reference is not None]
-    except MicrosandboxError:
-        return []
+    return [reference.familiar for reference in ImageStore(env.home() / "cache").references()]
+
+
+def _commands() -> list[str]:
+    from microsandbox_cli.installed import installed
+
+    return [one.name for one in installed()]
+
+
+def _volumes() -> list[str]:
+    from microsandbox._volumes import entries
+
+    return [path.name for path in entries(env.home())]
+
+
+def _sandboxes(kind: str) -> list[str]:
+    from microsandbox.info import Status, list_sandboxes
+
+    return [
+        info.name
+        for info in list_sandboxes(env.home())
+        if kind == "sandboxes"
+        or (info.status is Status.RUNNING if kind == "running" else not info.status.active)
+    ]

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from contextlib import AsyncExitStack
-from typing import Final, NamedTuple, Self
+from typing import NamedTuple
 
-from microsandbox import Sandbox
 from microsandbox.errors import ConfigError, FilesystemError
 from microsandbox.files import CopyResult, SandboxFiles
 
 from microsandbox_cli import report
 from microsandbox_cli.attached import run_in_loop
-from microsandbox_cli.listing import human_size
-
-_QUIET_TIME: Final = 0.3
-"""Seconds of work before anything is shown."""
-_INTERVAL: Final = 0.1
-"""Seconds between two updates."""
+from microsandbox_cli.progress import CopyProgress
+from microsandbox_cli.run import end_if_ours, entered
 
 
 class Location(NamedTuple):
@@ -51,11 +44,12 @@ def parse_location(text: str) -> Location:
 
 
 def copy(source: str, destination: str, *, special_bits: bool, quiet: bool) -> None:
-    """Copy, and exit: 0, 1 if a file could not be copied, 125 if a sandbox failed or is not running."""
+    """Copy, and exit: 0, 1 if a file could not be copied, 125 if a sandbox failed. One that is stopped is
+    started for it."""
 
     async def main() -> int:
         try:
-            with _Progress(quiet=quiet) as progress:
+            with CopyProgress(quiet=quiet) as progress:
                 result = await _copy(
                     parse_location(source), parse_location(destination), special_bits, progress
                 )
@@ -76,7 +70,7 @@ def copy(source: str, destination: str, *, special_bits: bool, quiet: bool) -> N
 
 
 async def _copy(
-    source: Location, destination: Location, special_bits: bool, progress: _Progress
+    source: Location, destination: Location, special_bits: bool, progress: CopyProgress
 ) -> CopyResult | None:
     if source.sandbox is None and destination.sandbox is None:
         raise ConfigError(
@@ -87,8 +81,8 @@ async def _copy(
 
         async def files(name: str) -> SandboxFiles:
             if name not in opened:
-                sandbox = await Sandbox.get(name)
-                stack.push_async_callback(sandbox.detach)
+                sandbox = await entered(name, detached=False)
+                stack.push_async_callback(end_if_ours, sandbox)
                 opened[name] = sandbox.fs
             return opened[name]
 
@@ -108,32 +102,3 @@ async def _copy(
             source.path, target, destination.path, special_bits=special_bits, progress=progress
         )
         return None
-
-
-class _Progress:
-    """How much has passed, on a terminal's last line; the line is wiped when the context is left."""
-
-    def __init__(self, *, quiet: bool) -> None:
-        self._enabled = not quiet and sys.stderr.isatty()
-        self._began = time.monotonic()
-        self._shown = 0.0
-        self._width = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._width:
-            sys.stderr.write("\r" + " " * self._width + "\r")
-            sys.stderr.flush()
-
-    def __call__(self, passed: int) -> None:
-        now = time.monotonic()
-        took = now - self._began
-        if not self._enabled or took < _QUIET_TIME or now - self._shown < _INTERVAL:
-            return
-        self._shown = now
-        line = f"copying: {human_size(passed)}, {human_size(int(passed / took))}/s"
-        sys.stderr.write("\r" + line.ljust(self._width))
-        sys.stderr.flush()
-        self._width = max(self._width, len(line))

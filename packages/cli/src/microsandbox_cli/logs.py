@@ -14,13 +14,14 @@ from typing import Any
 
 from microsandbox import LogLine, LogSource, _create
 from microsandbox._config import parse_duration
+from microsandbox._forward import Writer
 from microsandbox._log_format import timestamp
 from microsandbox.errors import ConfigError
 from microsandbox.logs import HOLES, TIMELESS, read_log
 from microsandbox_core import env as environment
 
 from microsandbox_cli import report
-from microsandbox_cli.attached import _Writer, run_in_loop
+from microsandbox_cli.attached import run_in_loop
 from microsandbox_cli.text import printable
 
 
@@ -55,7 +56,7 @@ def show_logs(
         log = read_log(
             home, record, tail=tail, since=begin, until=end, sources=sources, grep=pattern, follow=follow
         )
-        writer = _Writer(1)
+        writer = Writer(1)
         async with aclosing(log):
             async for lines in log:
                 for line in lines:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 
+from microsandbox._doctor import examine
 from microsandbox.errors import translated
 from microsandbox_core import env
 from microsandbox_core.errors import CoreError
-from microsandbox_core.host.doctor import examine
 from microsandbox_core.host.setup import plan, run
 
 from microsandbox_cli import report
@@ -40,8 +40,7 @@ def _make_template() -> None:
 
 def doctor(*, as_json: bool) -> None:
     """Print the report; exit 1 if sandboxes cannot run."""
-    with translated():
-        found = examine(env.home())
+    found = examine(env.home())
     if as_json:
         print_json(found.to_dict())
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -13,6 +14,7 @@ from microsandbox_cli.text import printable
 EXIT_FAILED = 1
 """A listing or bulk command that did not fully succeed."""
 EXIT_USAGE = 2
+"""An option, or the value of one, that is none."""
 EXIT_TIMEOUT = 124
 EXIT_SANDBOX = 125
 """The sandbox itself failed: image, boot, state."""
@@ -48,6 +50,30 @@ def error(message: str, hint: str | None = None) -> None:
     _stderr(f"error: {printable(message)}\n" + (f"hint: {printable(hint)}\n" if hint else ""))
 
 
+_CONSOLE_LINES = 10
+_CONSOLE_WIDTH = 200  # characters of each of them
+
+
+def failure(failed: Exception) -> None:
+    """Print one of our errors, its hint, and what the console had at its end if a machine did not start."""
+    error(str(failed), getattr(failed, "hint", None))
+    lines = str(getattr(failed, "console", "")).splitlines()
+    # A panic is followed by registers and a call trace: what led to it is before.
+    panic = next((number for number, line in enumerate(lines) if "Kernel panic" in line), len(lines))
+    begin = max(0, min(panic - _CONSOLE_LINES // 2, len(lines) - _CONSOLE_LINES))
+    for line in lines[begin : begin + _CONSOLE_LINES]:
+        note(f"note: console: {line[:_CONSOLE_WIDTH]}")
+
+
+def of_system(failed: OSError) -> tuple[str, str]:
+    """A failure of the system in words, and a hint."""
+    what = failed.strerror or str(failed)
+    if failed.errno in (errno.EMFILE, errno.ENFILE):
+        return what, "raise the limit of open files: ulimit -n 4096"
+    where = "" if failed.filename is None else f"{printable(os.fsdecode(failed.filename))}: "
+    return where + what, "`msb doctor` checks this machine and MSB_HOME"
+
+
 def debug(message: str) -> None:
     """Print a remark that only `--log-level debug` shows."""
     if _level == "debug":
@@ -75,24 +101,52 @@ def guarded() -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
+    except RuntimeError as failed:
+        # So Python 3.11 says it when the interrupt comes while a class is being made, as an import does.
+        if not isinstance(failed.__cause__, KeyboardInterrupt):
+            raise
+        sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
         # The reader of our output is gone, as in `msb ls | head -1`. Python would complain once more
         # when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + 13)
-    except OSError as failure:
+    except OSError as failed:
+        _trace()
+        error(*of_system(failed))
+        sys.exit(EXIT_INTERRUPTED if _was_interrupted(failed) else EXIT_SANDBOX)
+    except _known_errors() as failed:
         if _level == "debug":
-            raise
-        error(str(failure))
-        sys.exit(EXIT_SANDBOX)
-    except _known_errors() as failure:
-        if _level == "debug":
-            console = getattr(failure, "console", "")
+            console = getattr(failed, "console", "")
             if console:
                 note(f"the end of the console:\n{console}")
-            raise
-        error(str(failure), getattr(failure, "hint", None))
-        sys.exit(EXIT_SANDBOX)
+        _trace()
+        failure(failed)
+        sys.exit(EXIT_INTERRUPTED if _was_interrupted(failed) else _code_of(failed))
+
+
+def _was_interrupted(failed: BaseException | None) -> bool:
+    """Whether it went wrong because of Ctrl-C, or when something was given up after that."""
+    while failed is not None and not isinstance(failed, KeyboardInterrupt):
+        failed = failed.__cause__ or failed.__context__
+    return failed is not None
+
+
+def _code_of(failed: Exception) -> int:
+    """2 for what was asked for and cannot be, whatever there is on this machine; 125 for all else."""
+    from microsandbox.errors import ConfigError, NetworkPolicyError
+
+    codes = (ConfigError.code, NetworkPolicyError.code)
+    usage = isinstance(failed, ConfigError) and failed.code in codes
+    return EXIT_USAGE if usage else EXIT_SANDBOX
+
+
+def _trace() -> None:
+    """Show where the exception that is being handled came from, if that is wanted."""
+    if _level == "debug":
+        from traceback import format_exc
+
+        _stderr(format_exc())
 
 
 def _known_errors() -> tuple[type[Exception], ...]:

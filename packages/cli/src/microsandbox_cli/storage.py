@@ -47,9 +47,9 @@ def disk_usage(*, as_json: bool) -> None:
     print_table(("KIND", "COUNT", "SIZE", "RECLAIMABLE"), rows)
 
 
-def prune(*, everything: bool, dry_run: bool, quiet: bool, as_json: bool) -> None:
+def prune(*, everything: bool, volumes: bool, dry_run: bool, quiet: bool, as_json: bool) -> None:
     """Remove what is not needed, print it, and exit 1 if some of it could not be removed."""
-    pruned = storage.prune(env.home(), everything=everything, dry_run=dry_run)
+    pruned = storage.prune(env.home(), everything=everything, volumes=volumes, dry_run=dry_run)
     if quiet:
         print_names([item.name for item in pruned.removed])
     elif as_json:

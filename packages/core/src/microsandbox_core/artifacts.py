@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
+import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from microsandbox_core.errors import StorageError
@@ -11,6 +12,8 @@ from microsandbox_core.errors import StorageError
 
 def file_digest(path: Path) -> str:
     """SHA-256 of a file's bytes, as 64 hex digits."""
+    import hashlib  # not for a start: see `digests`
+
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -129,25 +132,62 @@ def _lives(pid: str) -> bool:
 def copy_sparse(source: Path, target: Path) -> None:
     """Copy the data of a sparse file and leave its holes holes; `target` must not exist. Raises `OSError`."""
     with source.open("rb") as reader:
-        size = os.fstat(reader.fileno()).st_size
         descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "wb") as writer:
-            os.ftruncate(writer.fileno(), size)
-            position = 0
-            while True:
-                try:
-                    start = os.lseek(reader.fileno(), position, os.SEEK_DATA)
-                except OSError:  # ENXIO: only a hole is left
-                    return
-                end = os.lseek(reader.fileno(), start, os.SEEK_HOLE)
-                position = start
-                while position < end:
-                    moved = os.copy_file_range(
-                        reader.fileno(), writer.fileno(), end - position, position, position
-                    )
-                    if moved == 0:
-                        raise OSError(5, "the file became shorter while it was copied")
-                    position += moved
+            copy_range(reader.fileno(), writer.fileno())
+
+
+def copy_range(source: int, target: int) -> None:
+    """`copy_sparse` from one open file into another, which is empty. Raises `OSError`."""
+    os.ftruncate(target, os.fstat(source).st_size)
+    for start, end in _data(source):
+        position = start
+        while position < end:
+            moved = os.copy_file_range(source, target, end - position, position, position)
+            position += _more_than_nothing(moved)
+
+
+def copy_upper(source: Path, target: Path) -> None:
+    """`copy_sparse`, of which all or nothing is there: whoever is killed at it leaves no upper but a file
+    that the next copy removes. Raises `OSError`."""
+    if target.exists():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+    copy = target.with_name(f"{target.name}.new")
+    try:
+        copy.unlink(missing_ok=True)
+        copy_sparse(source, copy)
+        copy.rename(target)
+    except BaseException:
+        copy.unlink(missing_ok=True)
+        raise
+
+
+def copy_data(source: int, target: int) -> None:
+    """The same from one open file into another of its length that has no data yet, where one of them is a
+    memory file: between file systems there is no `copy_file_range`. Raises `OSError`."""
+    for start, end in _data(source):
+        os.lseek(target, start, os.SEEK_SET)
+        position = start
+        while position < end:
+            position += _more_than_nothing(os.sendfile(target, source, position, end - position))
+
+
+def _data(file: int) -> Iterator[tuple[int, int]]:
+    """Where a sparse file has data: begin and end."""
+    end = 0
+    while True:
+        try:
+            start = os.lseek(file, end, os.SEEK_DATA)
+        except OSError:  # ENXIO: only a hole is left
+            return
+        end = os.lseek(file, start, os.SEEK_HOLE)
+        yield start, end
+
+
+def _more_than_nothing(moved: int) -> int:
+    if moved == 0:
+        raise OSError(errno.EIO, "the file became shorter while it was copied")
+    return moved
 
 
 def remove(path: Path) -> None:

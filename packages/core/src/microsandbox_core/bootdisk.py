@@ -7,13 +7,13 @@ the mount points, then agentd's bytes. On-disk format: Linux `fs/erofs/erofs_fs.
 
 from __future__ import annotations
 
-import hashlib
 import stat
 import struct
 from pathlib import Path
 from typing import NamedTuple
 
 from microsandbox_core.artifacts import Stamp, identity, publish
+from microsandbox_core.digests import sha256
 from microsandbox_core.errors import AgentMissing
 
 MOUNT_POINTS = ("dev", "image", "newroot", "proc", "run", "sys", "tmp", "upper")
@@ -93,7 +93,7 @@ def build(agent: bytes) -> bytes:
         1 + len(data) // _BLOCK,
         0,
         0,
-        hashlib.sha256(agent).digest()[:16],
+        sha256(agent).digest()[:16],
         b"msb-boot",
         0,
         0,
@@ -133,7 +133,7 @@ def ensure_boot_disk(home: Path, *, agent: Path | None = None) -> BootDisk:
     binary = agent_binary() if agent is None else agent
     directory = home / "cache" / "boot"
     try:
-        source = hashlib.sha256(f"{binary}\n{identity(binary)}".encode()).hexdigest()[:32]
+        source = sha256(f"{binary}\n{identity(binary)}".encode()).hexdigest()[:32]
     except OSError as error:
         raise AgentMissing(f"cannot read {binary}: {error.strerror}") from error
     known = directory / f"from-{source}"
@@ -146,7 +146,7 @@ def ensure_boot_disk(home: Path, *, agent: Path | None = None) -> BootDisk:
         if stamp.holds():
             return BootDisk(stamp.path, digest)
     content = build(binary.read_bytes())
-    digest = hashlib.sha256(content).hexdigest()
+    digest = sha256(content).hexdigest()
     stamp = Stamp(directory / f"{digest}.erofs", digest)
     publish(stamp.path, content)
     stamp.write()

@@ -13,6 +13,8 @@ MSB_LIBKRUNFW = "MSB_LIBKRUNFW"
 MSB_QEMU = "MSB_QEMU"
 MSB_KERNEL = "MSB_KERNEL"
 MSB_COLD = "MSB_COLD"
+MSB_CGROUP = "MSB_CGROUP"
+MSB_IMAGE_COMPRESSION = "MSB_IMAGE_COMPRESSION"
 NO_COLOR = "NO_COLOR"
 
 VARIABLES: dict[str, str] = {
@@ -22,6 +24,10 @@ VARIABLES: dict[str, str] = {
     MSB_QEMU: "Path or name of the QEMU system emulator. Default: qemu-system-x86_64 on PATH.",
     MSB_KERNEL: "Path of a guest kernel to boot instead of libkrunfw's: an ELF file with a PVH note.",
     MSB_COLD: "Set to 1: boot every sandbox's kernel rather than start it from a template.",
+    MSB_CGROUP: "A delegated directory of cgroup v2 in which every sandbox gets a group with limits; off for "
+    "none. Default: where systemd has delegated one.",
+    MSB_IMAGE_COMPRESSION: "lz4: store the files of images compressed from now on, in about two thirds of "
+    "the space; none, the default: as they are.",
     NO_COLOR: "Set to anything but the empty string: no colour in any output.",
 }
 

@@ -6,9 +6,13 @@
     ├── StorageError             a file or directory of the state cannot be written or read
     ├── KernelError              no guest kernel, or not one that we can boot
     ├── AgentMissing             this installation has no agentd
+    ├── DiskRefused              a disk image that cannot be attached, or must not be
+    │   └── DiskInUse            somebody else has it
     └── VmmError
         ├── VmmNotFound          no virtual machine monitor on this machine
         ├── SpecInvalid          the machine that was asked for cannot be built
+        ├── Unsupported          this driver, or this host, cannot do what was asked
+        ├── MachineFailed        a running machine could not be paused, resumed or saved
         ├── TemplateFailed       no template could be made; the machine can still be booted
         └── BootFailed           .stage  .console   the machine did not come up
 
@@ -68,6 +72,18 @@ class AgentMissing(CoreError):
     code = "agent_missing"
 
 
+class DiskRefused(CoreError):
+    """A disk image cannot be opened, is no image, or would let the VMM open other files."""
+
+    code = "disk_refused"
+
+
+class DiskInUse(DiskRefused):
+    """Somebody writes to the disk, or it was to be written to and somebody has it."""
+
+    code = "disk_in_use"
+
+
 class VmmError(CoreError):
     """The virtual machine monitor cannot do what was asked."""
 
@@ -84,6 +100,18 @@ class SpecInvalid(VmmError):
     """A `VmSpec` describes a machine that cannot be built."""
 
     code = "spec_invalid"
+
+
+class Unsupported(VmmError):
+    """The driver that runs the machine, or this host, cannot do what was asked; the message says why."""
+
+    code = "unsupported"
+
+
+class MachineFailed(VmmError):
+    """A running machine could not be paused, resumed or saved."""
+
+    code = "machine_failed"
 
 
 class TemplateFailed(VmmError):

@@ -8,7 +8,6 @@ unchanged bytes give a file that QEMU's `-kernel` and libkrun's `krun_set_kernel
 
 from __future__ import annotations
 
-import hashlib
 import os
 import struct
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 
 from microsandbox_core import env
 from microsandbox_core.artifacts import Stamp, identity, publish
+from microsandbox_core.digests import sha256
 from microsandbox_core.errors import KernelError
 from microsandbox_core.host.libkrunfw import find_libkrunfw
 
@@ -129,7 +129,7 @@ def ensure_kernel(home: Path, *, library: Path | None = None, kernel: Path | Non
         raise KernelError("no guest kernel: libkrunfw.so.5 is not installed", hint=_INSTALL_HINT)
     try:
         # One small file maps a library, as it lies on disk now, to the kernel that came out of it.
-        source = hashlib.sha256(f"{found.resolve()}\n{identity(found)}".encode()).hexdigest()
+        source = sha256(f"{found.resolve()}\n{identity(found)}".encode()).hexdigest()
     except OSError as error:
         raise KernelError(f"cannot read {found}: {error.strerror}", hint=_INSTALL_HINT) from error
     directory = home / "cache" / "kernels"
@@ -143,7 +143,7 @@ def ensure_kernel(home: Path, *, library: Path | None = None, kernel: Path | Non
         if stamp.holds():
             return Kernel(stamp.path, digest)
     content = wrap_pvh_elf(read_libkrunfw(found))
-    digest = hashlib.sha256(content).hexdigest()
+    digest = sha256(content).hexdigest()
     stamp = Stamp(directory / f"{digest}.elf", digest)
     publish(stamp.path, content)
     stamp.write()
@@ -161,12 +161,14 @@ def _explicit(home: Path, kernel: Path) -> Kernel:
                     hint="give an uncompressed vmlinux with a PVH entry, not a bzImage",
                 )
             seen = identity(kernel)
-            known = home / "cache" / "kernels" / f"at-{hashlib.sha256(seen.encode()).hexdigest()[:32]}"
+            known = home / "cache" / "kernels" / f"at-{sha256(seen.encode()).hexdigest()[:32]}"
             try:
                 digest = known.read_text()
             except (OSError, UnicodeDecodeError):
                 digest = ""
             if len(digest) != 64:
+                import hashlib
+
                 file.seek(0)
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
                 publish(known, digest.encode(), mode=0o600)

@@ -64,6 +64,8 @@ class RelayServer:
         self, relay: Relay, port: socket.socket, listener: socket.socket, *, max_clients: int = MAX_CLIENTS
     ) -> None:
         self.relay = relay
+        self.heard = time.monotonic()
+        """When the guest last said anything."""
         self._port = port
         self._listener = listener
         self._max_clients = max_clients
@@ -74,6 +76,7 @@ class RelayServer:
         self._timer_number = 0
         self._buffer = memoryview(bytearray(READ_SIZE))
         self._stopping = False
+        self._leaving = False
         self._accepting_input = True
         self._port_interest = _READ
         port.setblocking(False)
@@ -109,9 +112,23 @@ class RelayServer:
         self.relay.client_connected(client, privileged=privileged)
         self._update(client)
 
+    def send_past(self, data: bytes, timeout: float) -> None:
+        """Sends bytes to the guest that are no part of the connection, between two pieces of it, which may
+        be in the middle of a frame. Raises `OSError`, also after `timeout` seconds."""
+        self._port.settimeout(timeout)
+        try:
+            self._port.sendall(data)
+        finally:
+            self._port.setblocking(False)
+
     def stop(self) -> None:
         """Makes `run` return soon: to be called from a callback."""
         self._stopping = True
+
+    def stop_when_sent(self) -> None:
+        """The same, when the clients have taken what is theirs, or have had `DRAIN_TIMEOUT` for it."""
+        self._leaving = True
+        self.call_later(DRAIN_TIMEOUT, self.stop)
 
     def run(self) -> ChannelError | None:
         """Serves until `stop` (returns None) or until the guest's connection is over (returns why).
@@ -191,6 +208,8 @@ class RelayServer:
             # clients may take what it had said, until the drain is over.
             if relay.error is None or not relay.client_pending(client):
                 self._forget(client)
+        if self._leaving and not any(relay.client_pending(client) for client in relay.clients):
+            self._stopping = True
 
     # ---------------------------------------------------------------------------------------- the port
 
@@ -205,6 +224,7 @@ class RelayServer:
             except OSError:
                 count = 0
             if count:
+                self.heard = time.monotonic()
                 self.relay.guest_received(self._buffer[:count])
             else:
                 self.relay.guest_eof()

@@ -37,7 +37,8 @@ class Configure(NamedTuple):
 
     `entropy`: 32 to 1024 random bytes. `time_ns`: nanoseconds since the epoch. `machine_id`: 32 lower-case
     hex digits. `hosts`: extra lines of `/etc/hosts`, an address and its names. `resolv_conf`: the content
-    of `/etc/resolv.conf`; None leaves the image's.
+    of `/etc/resolv.conf`; None leaves the image's. `security`: ``default`` or ``restricted``, what programs
+    may do in the guest.
     """
 
     entropy: bytes
@@ -48,6 +49,7 @@ class Configure(NamedTuple):
     upper: Disk
     hosts: Sequence[tuple[str, Sequence[str]]] = ()
     resolv_conf: bytes | None = None
+    security: str = "default"
 
     def __repr__(self) -> str:
         """Without the entropy, which is nobody's business."""
@@ -61,6 +63,8 @@ class Configure(NamedTuple):
             raise ValueError(f"time_ns: {self.time_ns} is not a time since the epoch")
         if not 1 <= len(self.hostname) <= 63:
             raise ValueError(f"hostname: {len(self.hostname)} characters, not 1 to 63")
+        if self.security not in ("default", "restricted"):
+            raise ValueError(f"security: {self.security!r} is neither 'default' nor 'restricted'")
         if not _MACHINE_ID.match(self.machine_id):
             raise ValueError("machine_id: not 32 lower-case hex digits")
         hosts: list[Value] = [[address, list(names)] for address, names in self.hosts]
@@ -73,6 +77,7 @@ class Configure(NamedTuple):
             "upper": {"device": self.upper.device, "fstype": self.upper.fstype},
             "hosts": hosts,
             "resolv_conf": self.resolv_conf,
+            "security": self.security,
         }
 
 
@@ -95,7 +100,9 @@ class Exec(NamedTuple):
 
     `env` is the whole environment, as a mapping or as `NAME=value` items. `rlimits`: name, soft and hard
     limit. `timeout`: seconds after which the process group is killed. `tty`: a terminal of this size controls
-    the program and is its output, and its input unless that is `null`.
+    the program and is its output, and its input unless that is `null`. `main`: it is what the sandbox is
+    there for, and `keep`: how it ends is remembered, both of which are between a client and the supervisor's
+    relay.
     """
 
     argv: Sequence[Text]
@@ -106,6 +113,8 @@ class Exec(NamedTuple):
     rlimits: Sequence[tuple[str, int, int]] = ()
     timeout: float | None = None
     tty: TerminalSize | None = None
+    main: bool = False
+    keep: bool = False
 
     def params(self) -> Control:
         """The parameters of `exec`. Raises `ValueError` or `TypeError` that names the one that is wrong."""
@@ -135,6 +144,8 @@ class Exec(NamedTuple):
             "tty": None if self.tty is None else self.tty.params(),
             "rlimits": rlimits,
             "timeout_ms": timeout_ms,
+            **({"main": True} if self.main else {}),
+            **({"keep": True} if self.keep else {}),
         }
 
 

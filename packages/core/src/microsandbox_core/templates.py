@@ -72,7 +72,10 @@ class Templates:
         self.directory = home / "cache" / "templates"
 
     def find(self, key: str) -> Template | None:
-        """The template, verified and open; None if there is none. What cannot be trusted is removed."""
+        """The template, verified and open; None if there is none. What cannot be trusted is removed.
+
+        Raises `StorageError` when it cannot be looked at, as with too many open files.
+        """
         path = self.directory / key
         try:
             template = _open(path)
@@ -80,10 +83,12 @@ class Templates:
             try:
                 # Another process may have published it between this and that.
                 template = _open(path)
-            except OSError:
+            except FileNotFoundError:
                 if path.exists():
                     self.remove(key)
                 return None
+            except OSError as error:
+                raise StorageError.from_os("open", path, error) from error
         record = _read_record(path)
         # The descriptors are looked at and not the names: what was checked is what will be mapped.
         if record.get("files") != _files(template):

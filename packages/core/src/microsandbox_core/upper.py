@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from microsandbox_core import env
-from microsandbox_core.artifacts import copy_sparse, prepare, temporary_for
+from microsandbox_core.artifacts import copy_sparse, copy_upper, prepare, temporary_for
+from microsandbox_core.digests import sha256
 from microsandbox_core.errors import CoreError, StorageError
 
 DEFAULT_SIZE = 8 << 30
@@ -29,11 +30,8 @@ def create_upper(home: Path, path: Path, *, size: int = DEFAULT_SIZE) -> None:
     size = -(-size // _STEP) * _STEP
     formatted = _ensure_formatted(home, size)
     try:
-        copy_sparse(formatted, path)
-    except FileExistsError as error:
-        raise StorageError.from_os("create", path, error) from error
+        copy_upper(formatted, path)
     except OSError as error:
-        path.unlink(missing_ok=True)
         raise StorageError.from_os("create", path, error) from error
 
 
@@ -64,24 +62,54 @@ _OPTIONS = (
 
 def upper_kind(size: int) -> str:
     """A name for uppers of `size` bytes, which changes when they are formatted in another way."""
-    key = hashlib.sha256(" ".join(_OPTIONS).encode()).hexdigest()[:12]
+    key = sha256(" ".join(_OPTIONS).encode()).hexdigest()[:12]
     return f"{size >> 20}M-{key}"
+
+
+def create_disk(path: Path, size: int, label: str) -> None:
+    """Make a disk with a fresh ext4 of its own at `path`, which must not exist: sparse, as an upper is, of
+    `size` bytes (rounded up to 1 MiB), with the first 16 characters of `label`.
+
+    Raises `StorageError`, `ValueError` for a size below 64 MiB.
+    """
+    if size < MINIMUM_SIZE:
+        raise ValueError(f"size: a disk needs at least {MINIMUM_SIZE >> 20} MiB, not {size} bytes")
+    size = -(-size // _STEP) * _STEP
+    options = [label[:16] if option == _LABEL else option for option in _OPTIONS]
+    try:
+        _format(path, size, options)
+    except OSError as error:
+        raise StorageError.from_os("create", path, error) from error
 
 
 def _ensure_formatted(home: Path, size: int) -> Path:
     path = home / "cache" / "uppers" / f"{upper_kind(size)}.ext4"
     if path.exists():
         return path
+    packed = temporary_for(path)
+    prepare(path.parent)
+    try:
+        _format(packed, size, _OPTIONS)
+        packed.chmod(0o400)
+        packed.rename(path)
+    except OSError as error:
+        raise StorageError.from_os("create", path, error) from error
+    finally:
+        packed.unlink(missing_ok=True)
+    return path
+
+
+def _format(path: Path, size: int, options: Sequence[str]) -> None:
+    """Make a file with a fresh file system. Raises `OSError`, `StorageError`."""
     import subprocess
 
-    temporary, packed = temporary_for(path), temporary_for(path)
-    prepare(path.parent)
+    temporary = temporary_for(path)
     try:
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "rb") as file:
             os.ftruncate(file.fileno(), size)
             done = subprocess.run(
-                [mke2fs(), *_OPTIONS, str(temporary)],
+                [mke2fs(), *options, str(temporary)],
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C", "MKE2FS_CONFIG": "/dev/null"},
@@ -93,12 +121,6 @@ def _ensure_formatted(home: Path, size: int) -> Path:
                     hint="check the free space under MSB_HOME",
                 )
         # mke2fs reserves blocks that it never writes; the copy holds only what has content.
-        copy_sparse(temporary, packed)
-        packed.chmod(0o400)
-        packed.rename(path)
-    except OSError as error:
-        raise StorageError.from_os("create", path, error) from error
+        copy_sparse(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-        packed.unlink(missing_ok=True)
-    return path

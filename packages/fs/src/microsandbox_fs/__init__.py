@@ -1,16 +1,31 @@
-"""File broker that shares host directories with microVMs: the package is here, its parts are not built yet.
+"""File broker that shares host directories with microVMs.
 
 See `features()` for what this version can do.
 """
 
-from microsandbox_fs._native import __version__
+from microsandbox_fs._broker import Broker, Cache, MalformedMessage, Ownership, Quota, ShareOptions
+from microsandbox_fs._native import __version__, confined, openat2
 
-__all__ = ["__version__", "features"]
+__all__ = [
+    "Broker",
+    "Cache",
+    "MalformedMessage",
+    "Ownership",
+    "Quota",
+    "ShareOptions",
+    "__version__",
+    "features",
+]
 
 
 def features() -> frozenset[str]:
-    """Names of the parts that work in this version. None does yet, so the set is empty.
+    """Names of the parts that work in this version, on this kernel.
 
-    A name is added together with the part it stands for and never taken away.
+    `broker` answers requests, `serve` those of a stream, `file` shares single files, `quota` bounds what a
+    share holds, `watch` tells the guest what the host changes. `openat2`: the kernel keeps paths beneath the
+    root; `landlock`: it confines the threads that serve. Parts are added and never taken away.
     """
-    return frozenset()
+    kernel = {"openat2": openat2(), "landlock": confined()}
+    return frozenset(
+        {"broker", "serve", "file", "quota", "watch", *(name for name, there in kernel.items() if there)}
+    )

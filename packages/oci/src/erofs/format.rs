@@ -1,12 +1,19 @@
 //! On-disk structures of EROFS, and the label that this crate adds to the first block.
 
+use crate::compress::{extent_blocks, EXTENT_BLOCKS};
+
 pub const BLOCK_BITS: u8 = 12;
 pub const BLOCK: usize = 1 << BLOCK_BITS;
 pub const SUPER_OFFSET: usize = 1024;
+const SUPER_LEN: usize = 128;
 const MAGIC: u32 = 0xe0f5_e1e2;
 
 pub const COMPAT_SB_CHKSUM: u32 = 1;
 pub const COMPAT_MTIME: u32 = 2;
+/// Compressed data stands at the end of its blocks, behind zeros.
+pub const INCOMPAT_ZERO_PADDING: u32 = 1;
+/// What is compressed may take several blocks, and the superblock says with what.
+pub const INCOMPAT_COMPRESSION: u32 = 2;
 pub const INCOMPAT_CHUNKED_FILE: u32 = 4;
 pub const INCOMPAT_DEVICE_TABLE: u32 = 8;
 
@@ -14,6 +21,9 @@ pub const INCOMPAT_DEVICE_TABLE: u32 = 8;
 pub const SLOT: u64 = 32;
 pub const INODE_LEN: usize = 64;
 pub const CHUNK_INDEX_LEN: usize = 8;
+pub const CLUSTER_INDEX_LEN: usize = 8;
+/// In front of a compressed file's cluster indexes: header, and eight bytes of nothing.
+pub const CLUSTER_HEADER_LEN: usize = 16;
 pub const DEVICE_SLOT_LEN: usize = 128;
 /// Chunk address of a hole.
 pub const NULL_BLOCK: u32 = u32::MAX;
@@ -26,6 +36,8 @@ pub const CHUNK_BITS_MAX: u8 = 31;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
     Plain = 0,
+    /// With one full (8-byte) index for every block.
+    Compressed = 1,
     Inline = 2,
     Chunked = 4,
 }
@@ -135,6 +147,14 @@ impl FirstBlock {
         put(sb, 40, self.meta_block.to_le_bytes());
         put(sb, 48, self.uuid);
         put(sb, 80, self.feature_incompat.to_le_bytes());
+        if self.feature_incompat & INCOMPAT_COMPRESSION != 0 {
+            // Bit 0 is LZ4. Its settings follow the superblock: their length, how far back a match may lie
+            // (the most that LZ4 has), and the most blocks of one extent.
+            put(sb, 84, 1u16.to_le_bytes());
+            put(sb, SUPER_LEN, 14u16.to_le_bytes());
+            put(sb, SUPER_LEN + 2, u16::MAX.to_le_bytes());
+            put(sb, SUPER_LEN + 4, (EXTENT_BLOCKS as u16).to_le_bytes());
+        }
         put(sb, 86, self.devices.to_le_bytes());
         put(sb, 88, self.device_slot.to_le_bytes());
 
@@ -187,7 +207,8 @@ fn checksum(block: &[u8; BLOCK]) -> u32 {
     !crc32c::crc32c(&covered)
 }
 
-/// An extended inode. `place` is the union of block address, device number and chunk format.
+/// An extended inode. `place` is the union of block address, device number, chunk format and number of
+/// compressed blocks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Inode {
     pub layout: Layout,
@@ -224,6 +245,7 @@ impl Inode {
     pub fn decode(data: &[u8; INODE_LEN]) -> Option<Inode> {
         let layout = match u16_at(data, 0) {
             1 => Layout::Plain,
+            3 => Layout::Compressed,
             5 => Layout::Inline,
             9 => Layout::Chunked,
             _ => return None,
@@ -254,6 +276,72 @@ fn xattr_count(len: usize) -> u16 {
         None => 0,
         Some(entries) => (entries / 4 + 1) as u16,
     }
+}
+
+/// Header and indexes of a compressed file of `size` bytes whose extents take `sizes` blocks each, the first
+/// of them at `block` of the address space that the image's devices make together.
+pub fn cluster_indexes(size: u64, block: u32, sizes: &[u8], out: &mut Vec<u8>) {
+    const PLAIN: u16 = 0;
+    const HEAD: u16 = 1;
+    const NOT_HEAD: u16 = 2;
+    /// Advice: an extent may take several blocks.
+    const BIG: u16 = 2;
+    /// The distance to the head is 1, and these bits are the number of blocks that the extent takes.
+    const COUNT: u16 = 1 << 11;
+    let mut push = |fields: [u16; 4]| {
+        for field in fields {
+            out.extend_from_slice(&field.to_le_bytes());
+        }
+    };
+    push([0, 0, BIG, 0]);
+    push([0; 4]);
+    let mut at = block;
+    for (blocks, &stored) in extent_blocks(size).zip(sizes) {
+        if usize::from(stored) == blocks {
+            for block in at..at + u32::from(stored) {
+                push([PLAIN, 0, block as u16, (block >> 16) as u16]);
+            }
+        } else {
+            push([HEAD, 0, at as u16, (at >> 16) as u16]);
+            for back in 1..blocks as u16 {
+                let distance = if back == 1 {
+                    COUNT | u16::from(stored)
+                } else {
+                    back
+                };
+                push([NOT_HEAD, 0, distance, blocks as u16 - back]);
+            }
+        }
+        at += u32::from(stored);
+    }
+}
+
+/// What [`cluster_indexes`] wrote for a file of `size` bytes: the first block, and the blocks of each extent.
+/// `None` if it did not write this.
+pub fn decode_clusters(size: u64, data: &[u8]) -> Option<(u32, Box<[u8]>)> {
+    let indexes = data.get(CLUSTER_HEADER_LEN..)?;
+    let first = u32_at(indexes.get(..CLUSTER_INDEX_LEN)?, 4);
+    let mut sizes = Vec::new();
+    let (mut at, mut sum) = (0, 0u64);
+    for blocks in extent_blocks(size) {
+        let extent = indexes.get(at..at + blocks * CLUSTER_INDEX_LEN)?;
+        let stored = match u16_at(extent, 0) {
+            0 => blocks,
+            _ => usize::from(u16_at(extent.get(CLUSTER_INDEX_LEN..)?.get(..6)?, 4) & 0x7ff),
+        };
+        if stored == 0 || stored > blocks {
+            return None;
+        }
+        sizes.push(stored as u8);
+        sum += stored as u64;
+        at += extent.len();
+    }
+    if u64::from(first) + sum > u64::from(u32::MAX) {
+        return None;
+    }
+    let mut written = Vec::with_capacity(data.len());
+    cluster_indexes(size, first, &sizes, &mut written);
+    (written == data).then(|| (first, sizes.into()))
 }
 
 /// One slot of the device table.

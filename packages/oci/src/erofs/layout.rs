@@ -1,7 +1,10 @@
 //! Where every inode of an image goes: decided before the first byte is written.
 
 use super::dirent;
-use super::format::{Layout, BLOCK, CHUNK_BITS_MAX, CHUNK_INDEX_LEN, INODE_LEN, SLOT};
+use super::format::{
+    Layout, BLOCK, CHUNK_BITS_MAX, CHUNK_INDEX_LEN, CLUSTER_HEADER_LEN, CLUSTER_INDEX_LEN,
+    INODE_LEN, SLOT,
+};
 use crate::error::{Code, Error, Result};
 use crate::tree::{Blocks, Directory, Id, Kind, Tree, ROOT};
 use crate::xattr::{self, Xattrs};
@@ -23,6 +26,8 @@ pub struct Placed {
     /// Exponent and number of chunk indexes.
     pub chunk_bits: u8,
     pub chunks: u64,
+    /// Blocks of a compressed file's contents, each of which has an index.
+    pub clusters: u64,
 }
 
 /// The whole image.
@@ -36,6 +41,8 @@ pub struct Plan {
     /// Blocks of the inode area.
     pub inode_blocks: u32,
     pub chunk_indexes: u64,
+    /// There is a compressed file.
+    pub compressed: bool,
 }
 
 impl Plan {
@@ -101,6 +108,7 @@ pub fn plan(tree: &Tree) -> Result<Plan> {
             directory_blocks: 0,
             inode_blocks: 0,
             chunk_indexes: 0,
+            compressed: false,
         },
         at: 0,
     };
@@ -160,6 +168,7 @@ impl Planner<'_> {
             blocks_at: 0,
             chunk_bits: 0,
             chunks: 0,
+            clusters: 0,
         };
         match &node.kind {
             Kind::Directory(directory) => {
@@ -192,6 +201,11 @@ impl Planner<'_> {
                     Blocks::Chunks { bits, table } => {
                         placed.chunk_bits = *bits;
                         placed.chunks = table.len() as u64;
+                    }
+                    Blocks::Compressed { .. } => {
+                        placed.layout = Layout::Compressed;
+                        placed.clusters = size.div_ceil(BLOCK as u64);
+                        self.plan.compressed = true;
                     }
                 }
                 if placed.chunks > 0 {
@@ -242,6 +256,11 @@ impl Planner<'_> {
         if placed.chunks > 0 {
             self.at = self.at.next_multiple_of(CHUNK_INDEX_LEN as u64)
                 + placed.chunks * CHUNK_INDEX_LEN as u64;
+        }
+        if placed.clusters > 0 {
+            self.at = self.at.next_multiple_of(CLUSTER_INDEX_LEN as u64)
+                + CLUSTER_HEADER_LEN as u64
+                + placed.clusters * CLUSTER_INDEX_LEN as u64;
         }
         self.at = self.at.next_multiple_of(SLOT);
     }

@@ -5,8 +5,8 @@
 
 use super::dirent;
 use super::format::{
-    self, u16_at, u32_at, FirstBlock, ImageKind, Inode, Layout, BLOCK, CHUNK_INDEX_LEN, INODE_LEN,
-    SLOT,
+    self, u16_at, u32_at, FirstBlock, ImageKind, Inode, Layout, BLOCK, CHUNK_INDEX_LEN,
+    CLUSTER_HEADER_LEN, CLUSTER_INDEX_LEN, DEVICE_SLOT_LEN, INODE_LEN, SLOT,
 };
 use crate::error::{Code, Error, Result};
 use crate::limits::Limits;
@@ -95,6 +95,29 @@ impl Image {
             .checked_sub(self.first.metadata_start)
             .map(|block| u64::from(block) * BLOCK as u64)
             .ok_or_else(|| corrupt("metadata before the metadata area"))
+    }
+
+    /// A block of a device from its number in the address space of all of them.
+    fn address(&self, block: u32) -> Result<Address> {
+        let start = u64::from(self.first.device_slot) * DEVICE_SLOT_LEN as u64;
+        let area = u64::from(self.first.metadata_start) * BLOCK as u64;
+        let mut found = Address { device: 0, block };
+        for device in 1..=self.first.devices {
+            let at = start
+                .checked_sub(area)
+                .map(|at| at + u64::from(device - 1) * DEVICE_SLOT_LEN as u64);
+            let slot = self.bytes(at.unwrap_or(u64::MAX), DEVICE_SLOT_LEN as u64)?;
+            match block.checked_sub(u32_at(slot, 68)) {
+                Some(inside) if inside < u32_at(slot, 64) => {
+                    found = Address {
+                        device,
+                        block: inside,
+                    };
+                }
+                _ => {}
+            }
+        }
+        Ok(found)
     }
 
     fn inode_offset(&self, nid: u64) -> Result<u64> {
@@ -349,8 +372,28 @@ impl Loader<'_> {
                 Ok(Blocks::Run(start))
             }
             Layout::Chunked => self.chunks(inode, at),
+            Layout::Compressed => self.extents(inode, at),
             Layout::Inline => Err(corrupt("inline file")),
         }
+    }
+
+    fn extents(&self, inode: &Inode, at: u64) -> Result<Blocks> {
+        let begin =
+            (at + (INODE_LEN + inode.xattr_len) as u64).next_multiple_of(CLUSTER_INDEX_LEN as u64);
+        let len = (inode.size.div_ceil(BLOCK as u64))
+            .checked_mul(CLUSTER_INDEX_LEN as u64)
+            .and_then(|len| len.checked_add(CLUSTER_HEADER_LEN as u64))
+            .ok_or_else(|| corrupt("indexes out of range"))?;
+        let (block, sizes) = format::decode_clusters(inode.size, self.image.bytes(begin, len)?)
+            .ok_or_else(|| corrupt("malformed indexes of a compressed file"))?;
+        let stored = sizes.iter().map(|&size| u32::from(size)).sum::<u32>();
+        if stored != inode.place {
+            return Err(corrupt("wrong number of compressed blocks"));
+        }
+        let start = self.image.address(block)?;
+        let bytes = u64::from(stored) * BLOCK as u64;
+        self.check_run(start, bytes)?;
+        Ok(Blocks::Compressed { start, sizes })
     }
 
     fn chunks(&self, inode: &Inode, at: u64) -> Result<Blocks> {

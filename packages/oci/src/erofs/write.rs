@@ -57,11 +57,12 @@ pub fn write(
         tree,
         plan: &plan,
         directory_start: directory_start as u32,
+        mapped: mapped(devices, blocks as u32),
         out: Blob::new(file, start, true),
         scratch: Vec::new(),
         data: Vec::new(),
     };
-    writer.devices(devices, blocks as u32)?;
+    writer.devices(devices)?;
     for placed in &plan.inodes {
         writer.directory_blocks(placed)?;
     }
@@ -91,6 +92,9 @@ pub fn write(
     }
     if !devices.is_empty() {
         feature_incompat |= format::INCOMPAT_CHUNKED_FILE | format::INCOMPAT_DEVICE_TABLE;
+    }
+    if plan.compressed {
+        feature_incompat |= format::INCOMPAT_ZERO_PADDING | format::INCOMPAT_COMPRESSION;
     }
     let mut uuid = [0; 16];
     uuid.copy_from_slice(&Sha256::digest([identity, metadata_sha256].concat())[..16]);
@@ -125,27 +129,41 @@ pub fn write(
     })
 }
 
+/// Where each device begins in the one address space that the image, which is device 0, and the layers behind
+/// it make together.
+fn mapped(devices: &[Device], image_blocks: u32) -> Vec<u32> {
+    let mut all = vec![0];
+    let mut at = image_blocks;
+    for device in devices {
+        all.push(at);
+        at += device.blocks;
+    }
+    all
+}
+
 struct Writer<'a> {
     tree: &'a Tree,
     plan: &'a Plan,
     directory_start: u32,
+    mapped: Vec<u32>,
     out: Blob<'a>,
     scratch: Vec<u8>,
     data: Vec<u8>,
 }
 
 impl Writer<'_> {
-    /// The device table. Layers follow the image itself in one address space, in order.
-    fn devices(&mut self, devices: &[Device], image_blocks: u32) -> Result<()> {
-        let mut mapped = image_blocks;
-        for device in devices {
+    /// The device table.
+    fn devices(&mut self, devices: &[Device]) -> Result<()> {
+        for (number, device) in devices.iter().enumerate() {
             let mut tag = [0; 64];
             for (pair, byte) in tag.chunks_exact_mut(2).zip(device.identity) {
                 pair.copy_from_slice(format!("{byte:02x}").as_bytes());
             }
-            self.out
-                .write(&format::device_slot(&tag, device.blocks, mapped))?;
-            mapped += device.blocks;
+            self.out.write(&format::device_slot(
+                &tag,
+                device.blocks,
+                self.mapped[number + 1],
+            ))?;
         }
         self.out.pad()
     }
@@ -202,6 +220,10 @@ impl Writer<'_> {
                 blocks: Blocks::Run(address),
                 ..
             } => address.block,
+            Kind::File {
+                blocks: Blocks::Compressed { sizes, .. },
+                ..
+            } => sizes.iter().map(|&size| u32::from(size)).sum(),
             _ => 0,
         };
         let inode = Inode {
@@ -225,6 +247,22 @@ impl Writer<'_> {
                 let aligned = self.scratch.len().next_multiple_of(format::CHUNK_INDEX_LEN);
                 self.scratch.resize(aligned, 0);
                 chunk_indexes(blocks, placed, &mut self.scratch);
+            }
+            (
+                Kind::File {
+                    size,
+                    blocks: Blocks::Compressed { start, sizes },
+                },
+                _,
+            ) => {
+                let aligned = self
+                    .scratch
+                    .len()
+                    .next_multiple_of(format::CLUSTER_INDEX_LEN);
+                self.scratch.resize(aligned, 0);
+                // These indexes have no room for a device: they count on through all of them.
+                let block = self.mapped[usize::from(start.device)] + start.block;
+                format::cluster_indexes(*size, block, sizes, &mut self.scratch);
             }
             (_, Layout::Inline) => {
                 self.load(placed);
@@ -250,7 +288,7 @@ fn chunk_indexes(blocks: &Blocks, placed: &Placed, out: &mut Vec<u8>) {
         out.extend_from_slice(&block.to_le_bytes());
     };
     match blocks {
-        Blocks::Empty => {}
+        Blocks::Empty | Blocks::Compressed { .. } => {}
         Blocks::Run(address) => {
             for chunk in 0..placed.chunks {
                 push(Some(Address {

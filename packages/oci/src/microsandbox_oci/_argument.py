@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import NamedTuple
 
 from microsandbox_oci._errors import ArchiveInvalid, ArchiveNotFound
 from microsandbox_oci._reference import Reference
@@ -21,8 +21,7 @@ class ArchiveForm(StrEnum):
     OCI = "oci-archive"
 
 
-@dataclass(frozen=True, slots=True)
-class ArchivePath:
+class ArchivePath(NamedTuple):
     """A tar file with images in it; ``image`` chooses one of them by name, None takes all."""
 
     path: Path
@@ -30,16 +29,14 @@ class ArchivePath:
     image: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class LayoutPath:
+class LayoutPath(NamedTuple):
     """A directory in OCI image layout; ``image`` chooses one image by name, None takes all."""
 
     path: Path
     image: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class RootfsDirectory:
+class RootfsDirectory(NamedTuple):
     """A directory that is a root file system."""
 
     path: Path
@@ -79,7 +76,8 @@ def classify_path(path: Path) -> ArchivePath | LayoutPath | RootfsDirectory:
     try:
         exists, is_directory = path.exists(), path.is_dir()
     except (OSError, ValueError) as error:
-        raise ArchiveInvalid(f"cannot look at {str(path)!r}: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ArchiveInvalid(f"cannot look at {str(path)!r}: {reason}") from error
     if not exists:
         raise _missing(path)
     if not is_directory:

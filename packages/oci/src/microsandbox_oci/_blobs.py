@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 from microsandbox_oci._digest import PREFIX, digest_of
 from microsandbox_oci._errors import ArchiveInvalid, DigestMismatch, LimitExceeded, SizeMismatch
+from microsandbox_oci._files import FINAL_FILE, create_file
+from microsandbox_oci._paths import StorePaths
 
 _CHUNK = 1 << 20
 
@@ -22,6 +26,48 @@ class Blob:
     offset: int
     size: int
     opener: Callable[[], AbstractContextManager[int]]
+
+    @property
+    def remote(self) -> bool:
+        """False: the bytes are in a file."""
+        return False
+
+    def arrived(self) -> int:
+        """All of them."""
+        return self.size
+
+    def keep(self, paths: StorePaths, digest: str, work: Path) -> None:
+        """Copy the bytes into the store, sharing them where its file system can."""
+        target = paths.blob(digest)
+        if target.exists():
+            return
+        temporary = work / f"kept-{target.name}"
+        out = create_file(temporary)
+        try:
+            with ExitStack() as stack:
+                with self._reading():
+                    fd = stack.enter_context(self.opener())
+                _copy(fd, self.offset, self.size, out)
+            os.fchmod(out, FINAL_FILE)
+            # Not synced: whoever saves it hashes it, and what a power cut damages can be loaded again.
+            temporary.rename(target)
+        finally:
+            os.close(out)
+            temporary.unlink(missing_ok=True)
+
+    def keeping(self) -> AbstractContextManager[None]:
+        """Nothing: the bytes are the source's."""
+        return nullcontext()
+
+    def check(self) -> None:
+        """Nothing: who loads waits on the thread that is interrupted."""
+
+    def discard(self) -> None:
+        """Nothing: the source keeps its bytes."""
+
+    def elsewhere(self) -> bool:
+        """False: there is one place."""
+        return False
 
     def read(self, what: str, *, limit: int) -> bytes:
         """Return all bytes.
@@ -137,6 +183,24 @@ def _piped(fd: int, offset: int, size: int, name: str) -> Iterator[int]:
         thread.join()
         if failure:
             raise ArchiveInvalid(f"cannot read {name}: {failure[0].strerror}") from failure[0]
+
+
+def _copy(fd: int, offset: int, size: int, out: int) -> None:
+    end = offset + size
+    while offset < end:
+        try:
+            done = os.copy_file_range(fd, out, end - offset, offset)
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+            done = 0
+        if not done:
+            break
+        offset += done
+    for chunk in _chunks(fd, offset, end - offset):  # where the kernel cannot do it
+        view = memoryview(chunk)
+        while view:
+            view = view[os.write(out, view) :]
 
 
 def _chunks(fd: int, offset: int, size: int) -> Iterator[bytes]:

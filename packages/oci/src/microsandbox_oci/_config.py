@@ -6,8 +6,8 @@ Format: OCI image specification, ``config.md``; Docker's schema 2 configuration 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from microsandbox_oci._json import Node
 
@@ -15,8 +15,7 @@ DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bi
 """The environment of a root file system that has no configuration: the PATH that Docker uses."""
 
 
-@dataclass(frozen=True, slots=True)
-class ImageConfig:
+class ImageConfig(NamedTuple):
     """The runtime part of an image configuration.
 
     Attributes:
@@ -36,10 +35,13 @@ class ImageConfig:
     cmd: tuple[str, ...] = ()
     working_dir: str = ""
     user: str = ""
-    labels: Mapping[str, str] = field(default_factory=dict, hash=False)
+    labels: Mapping[str, str] = MappingProxyType({})
     stop_signal: str = ""
     exposed_ports: tuple[str, ...] = ()
     volumes: tuple[str, ...] = ()
+
+    def __hash__(self) -> int:
+        return hash((self.env, self.entrypoint, self.cmd, self.working_dir, self.user))  # labels have none
 
     @classmethod
     def from_node(cls, node: Node) -> ImageConfig:

@@ -94,7 +94,7 @@ def _image(tree: Tree, entry: Node, limits: Limits, platform: Platform) -> Sourc
     if (stated := _stated_digest(config_path)) is not None and stated != digest:
         raise DigestMismatch("image configuration", expected=stated, seen=digest)
     document = parse_config(config, max_layers=limits.layers)
-    check_platform(platform, document, f"image {config_path}")
+    check_platform(platform, document, f"image {config_path[:200]!r}")
     layer_paths = entry.texts("Layers")
     if len(layer_paths) != len(document.diff_ids):
         raise ImageInvalid(
@@ -151,6 +151,7 @@ def _layer(blob: Blob, diff_id: str) -> SourceLayer:
 def _find(tree: Tree, path: str, what: str) -> Blob:
     blob = tree.find(path) if path else None
     if blob is None:
+        path = path[:200]
         raise ImageInvalid(
             f"{what} {path!r} is missing from {tree.name}",
             blob=f"{what} {path}",

@@ -11,10 +11,19 @@
     │   ├── LayerInvalid        a layer's tar stream is malformed or truncated
     │   ├── LimitExceeded       larger, deeper or more numerous than the limits allow
     │   └── PlatformMismatch    nothing in the image runs on this platform
+    ├── LayerNotKept            an image cannot be saved as it was
     ├── ImageInUse              a running sandbox holds the image
     ├── ArchiveError            the source of a load cannot be used
     │   ├── ArchiveNotFound     there is nothing at that path
     │   └── ArchiveInvalid      neither a docker archive nor an OCI layout or archive, or a damaged one
+    ├── RegistryError           a registry did not give what it was asked for
+    │   ├── RegistryUnreachable no connection, no answer in time, or trouble with TLS
+    │   ├── RegistryDenied      the registry wants (other) credentials, or refuses these
+    │   ├── RegistryNotFound    no such repository, tag or digest there
+    │   ├── RegistryBusy        too many requests, or failures on its side, until patience ended
+    │   ├── RegistryInvalid     an answer that the protocol does not allow
+    │   └── RedirectRefused     it sends to an address that nobody outside may choose
+    ├── CredentialError         credentials that cannot be read or kept
     └── StoreError              the store's own directory failed
         ├── StoreNotWritable    permission denied, read-only, or not a directory
         └── StoreFull           no space left, quota reached or file size limit
@@ -137,13 +146,26 @@ class LimitExceeded(ImageInvalid):
     """Something is larger, deeper or more numerous than the store's `Limits` allow."""
 
     code = "limit_exceeded"
-    default_hint = "if the image comes from someone you trust, open the store with larger limits"
+    default_hint = "if the image comes from someone you trust, raise the limit: $MSB_HOME/limits.toml"
 
 
 class PlatformMismatch(ImageInvalid):
     """The image has nothing for the store's platform; ``seen`` lists what it has."""
 
     code = "platform_mismatch"
+
+
+class LayerNotKept(ImageError):
+    """An image cannot be saved: the store has the content of ``layer``, but not its original bytes."""
+
+    code = "layer_not_kept"
+
+    def __init__(self, image: str, layer: str) -> None:
+        super().__init__(
+            f"image {image} cannot be saved: the original bytes of layer {layer} were not kept",
+            hint="pull it with --complete, or load it again",
+        )
+        self.layer = layer
 
 
 class ImageInUse(ImageError):
@@ -169,6 +191,75 @@ class ArchiveInvalid(ArchiveError):
 
     code = "archive_invalid"
     default_hint = "copy, download or save the archive again"
+
+
+class RegistryError(ImageError):
+    """A registry did not give what it was asked for; ``registry`` is its domain, ``status`` that of HTTP."""
+
+    code = "registry_error"
+
+    def __init__(
+        self, registry: str, message: str, *, status: int | None = None, hint: str | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.registry = registry
+        self.status = status
+
+
+class RegistryUnreachable(RegistryError):
+    """No connection to the registry, no answer in time, or its certificate is not trusted.
+
+    ``passing`` says whether the same request may succeed a little later.
+    """
+
+    code = "registry_unreachable"
+    default_hint = "check the name, the network and the proxy settings"
+
+    def __init__(
+        self, registry: str, message: str, *, passing: bool = False, hint: str | None = None
+    ) -> None:
+        super().__init__(registry, message, hint=hint)
+        self.passing = passing
+
+
+class RegistryDenied(RegistryError):
+    """The registry wants credentials, or refuses those it got."""
+
+    code = "registry_denied"
+
+
+class RegistryNotFound(RegistryError):
+    """The registry has no such repository, tag or digest, or does not show it to this user."""
+
+    code = "registry_not_found"
+    default_hint = "check the spelling; a private image also needs a login"
+
+
+class RegistryBusy(RegistryError):
+    """The registry answered with 429 or a failure of its own until patience ended."""
+
+    code = "registry_busy"
+    default_hint = "try again later, or configure a mirror"
+
+
+class RegistryInvalid(RegistryError):
+    """An answer that the distribution protocol does not allow."""
+
+    code = "registry_invalid"
+    default_hint = "is it a registry at all? A captive portal or a proxy may have answered in its place"
+
+
+class RedirectRefused(RegistryError):
+    """The registry sends to another protocol, or to an address inside the network (O14)."""
+
+    code = "redirect_refused"
+    default_hint = "if that host is meant, name it under redirect_hosts in the registry configuration"
+
+
+class CredentialError(ImageError):
+    """Credentials cannot be read or kept."""
+
+    code = "credential_error"
 
 
 class StoreError(ImageError):

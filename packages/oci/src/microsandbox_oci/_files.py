@@ -12,6 +12,7 @@ from microsandbox_oci._errors import store_error
 PRIVATE_DIR = 0o700
 PRIVATE_FILE = 0o600
 FINAL_FILE = 0o444
+_WRITE_BACK_SECONDS = 0.1
 
 
 @contextmanager
@@ -70,6 +71,37 @@ def sync_directory(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+@contextmanager
+def written_back(fd: int) -> Iterator[None]:
+    """Have what is written to a file during the block go to the disk meanwhile: the sync at its end, which
+    seals it, then has little to wait for.
+
+    Raises:
+        OSError: the disk failed; the kernel tells that only once.
+    """
+    import threading
+
+    ended = threading.Event()
+    failure: list[OSError] = []
+
+    def write_back() -> None:
+        while not failure and not ended.wait(_WRITE_BACK_SECONDS):
+            try:
+                os.fdatasync(fd)
+            except OSError as error:
+                failure.append(error)
+
+    thread = threading.Thread(target=write_back, name="microsandbox-oci-sync", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+    if failure:
+        raise failure[0]
 
 
 def publish(source: Path, target: Path) -> None:

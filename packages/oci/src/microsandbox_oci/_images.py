@@ -11,7 +11,7 @@ from pathlib import Path
 
 from microsandbox_oci import _native
 from microsandbox_oci._config_document import ConfigDocument
-from microsandbox_oci._errors import ImageInvalid
+from microsandbox_oci._errors import ImageInvalid, LimitExceeded
 from microsandbox_oci._files import (
     PRIVATE_DIR,
     create_file,
@@ -21,7 +21,8 @@ from microsandbox_oci._files import (
     write_sealed,
 )
 from microsandbox_oci._in_use import hold
-from microsandbox_oci._layers import is_sound
+from microsandbox_oci._layers import LIMIT_CODES, is_sound
+from microsandbox_oci._limits import Limits
 from microsandbox_oci._locks import lock_file, locked
 from microsandbox_oci._model import Image
 from microsandbox_oci._paths import CONFIG, DISK, IN_USE, MANIFEST, METADATA, RECORD, StorePaths
@@ -53,6 +54,7 @@ def publish_image(
     documents: ImageDocuments,
     work: Path,
     ensure_layers: Callable[[], None],
+    limits: Limits,
     progress: ProgressCallback,
 ) -> Held:
     """Make sure that the store has the image, whole, and return it held.
@@ -61,6 +63,7 @@ def publish_image(
 
     Raises:
         ImageInvalid: from ``ensure_layers``, or the layers do not fit together.
+        LimitExceeded: the layers together are more than ``limits`` allow an image.
         StoreError: the store is full or not writable.
     """
     directory = paths.image(documents.digest)
@@ -79,7 +82,8 @@ def publish_image(
         ensure_layers()
         progress(Progress(Phase.MERGING, documents.digest))
         with store_errors("publishing an image", paths.root):
-            built = _build(paths, documents, work)
+            sync_directory(paths.layers)
+            built = _build(paths, documents, work, limits)
             if lock is None:
                 lock = _place(built, directory)
                 undo.callback(os.close, lock)
@@ -114,10 +118,10 @@ def intact(paths: StorePaths, documents: ImageDocuments) -> Image | None:
     return image if all(is_sound(path) for path, _ in image.extents) else None
 
 
-def _build(paths: StorePaths, documents: ImageDocuments, work: Path) -> Path:
+def _build(paths: StorePaths, documents: ImageDocuments, work: Path, limits: Limits) -> Path:
     directory = work / paths.image(documents.digest).name
     directory.mkdir(mode=PRIVATE_DIR)
-    sizes = _merge(paths, documents, directory / METADATA)
+    sizes = _merge(paths, documents, directory / METADATA, limits)
     layers = [paths.layer(diff_id) for diff_id in documents.document.diff_ids]
     disk = _descriptor(paths, zip((directory / METADATA, *layers), sizes, strict=True))
     platform = documents.document.platform
@@ -137,7 +141,7 @@ def _build(paths: StorePaths, documents: ImageDocuments, work: Path) -> Path:
     return directory
 
 
-def _merge(paths: StorePaths, documents: ImageDocuments, target: Path) -> list[int]:
+def _merge(paths: StorePaths, documents: ImageDocuments, target: Path, limits: Limits) -> list[int]:
     """Write the merged metadata and return its size and the layers' sizes, in bytes."""
     with ExitStack() as stack:
         opened: dict[str, int] = {}
@@ -149,9 +153,11 @@ def _merge(paths: StorePaths, documents: ImageDocuments, target: Path) -> list[i
         stack.callback(os.close, out)
         descriptors = [opened[diff_id] for diff_id in documents.document.diff_ids]
         try:
-            _native.merge(descriptors, out)
+            _native.merge(descriptors, out, limits=limits.for_merge())
         except _native.LayerError as error:
             what = f"image {documents.digest}"
+            if error.code in LIMIT_CODES:
+                raise LimitExceeded(f"{what} exceeds a limit: {error}", blob=what) from error
             raise ImageInvalid(f"the layers of {what} do not fit together: {error}", blob=what) from error
         seal(out)
         return [os.fstat(fd).st_size for fd in (out, *descriptors)]

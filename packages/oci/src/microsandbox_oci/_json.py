@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from microsandbox_oci._digest import is_digest
 from microsandbox_oci._errors import ImageInvalid
@@ -17,8 +16,7 @@ from microsandbox_oci._errors import ImageInvalid
 _MAX_SIZE = 1 << 62
 
 
-@dataclass(frozen=True, slots=True)
-class Node:
+class Node(NamedTuple):
     """One JSON object with the name under which errors speak of it."""
 
     members: Mapping[str, Any]

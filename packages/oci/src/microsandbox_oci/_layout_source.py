@@ -11,9 +11,8 @@ from dataclasses import replace
 
 from microsandbox_oci._argument import LAYOUT_MARKER
 from microsandbox_oci._blobs import Blob
-from microsandbox_oci._config_document import parse_config
 from microsandbox_oci._digest import digest_of, hex_of
-from microsandbox_oci._errors import ArchiveInvalid, ImageInvalid, LimitExceeded, PlatformMismatch
+from microsandbox_oci._errors import ArchiveInvalid, ImageInvalid
 from microsandbox_oci._json import Node
 from microsandbox_oci._limits import Limits
 from microsandbox_oci._manifest import (
@@ -21,21 +20,19 @@ from microsandbox_oci._manifest import (
     ANNOTATION_REF_NAME,
     Descriptor,
     Index,
-    Manifest,
     parse_document,
 )
 from microsandbox_oci._platform import Platform
 from microsandbox_oci._reference import Reference
+from microsandbox_oci._resolving import Resolver
 from microsandbox_oci._source import (
+    LayerBytes,
     SourceImage,
-    SourceLayer,
     check_count,
-    check_platform,
     label_matches,
     merge_names,
     no_such_image,
     parse_or_none,
-    platform_mismatch,
 )
 from microsandbox_oci._tree import Tree
 
@@ -70,8 +67,7 @@ class _Reader:
     def __init__(self, tree: Tree, limits: Limits, platform: Platform) -> None:
         self._tree = tree
         self._limits = limits
-        self._platform = platform
-        self._documents = 0
+        self._resolver = Resolver(_LayoutContents(tree), limits, platform)
 
     def images(self, wanted: str | None, extra: Mapping[str, tuple[Reference, ...]]) -> list[SourceImage]:
         entries = [entry for entry in self._top().manifests if entry.is_image]
@@ -87,7 +83,7 @@ class _Reader:
             raise ArchiveInvalid(f"{self._tree.name} has no images in it")
         found = []
         for group in _by_name(entries):
-            source = self._image(group)
+            source = self._resolver.image(group, self._tree.name)
             names = (*_names(group[0]), *extra.get(digest_of(source.config), ()))
             found.append(replace(source, names=tuple(dict.fromkeys(names)), labels=_labels(group[0])))
         return merge_names(found)
@@ -109,73 +105,19 @@ class _Reader:
             raise ArchiveInvalid(f"{self._tree.name}: {INDEX} is not an index")
         return document
 
-    def _image(self, group: list[Descriptor]) -> SourceImage:
-        if len(group) == 1:
-            descriptor, manifest, data = self._resolve(group[0], 0)
-        else:
-            descriptor, manifest, data = self._choose(Index(tuple(group)), f"image in {self._tree.name}", 0)
-        return self._source(descriptor, manifest, data)
 
-    def _resolve(self, descriptor: Descriptor, depth: int) -> tuple[Descriptor, Manifest, bytes]:
-        what = f"manifest {descriptor.digest}"
-        # O11: hostile indexes nest deeply or fan out; both cost documents, and a cycle is endless depth.
-        self._documents += 1
-        if depth > self._limits.index_depth or self._documents > (
-            self._limits.index_documents + self._limits.images_per_source
-        ):
-            raise LimitExceeded(f"{what}: too many indexes within indexes", blob=what)
-        data = self._blob(descriptor, what).read_verified(
-            what, digest=descriptor.digest, size=descriptor.size, limit=self._limits.manifest_size
-        )
-        document = parse_document(data, what, max_layers=self._limits.layers)
-        if isinstance(document, Index):
-            return self._choose(document, what, depth + 1)
-        return descriptor, document, data
+class _LayoutContents:
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
 
-    def _choose(self, index: Index, what: str, depth: int) -> tuple[Descriptor, Manifest, bytes]:
-        entries = [entry for entry in index.manifests if entry.is_image]
-        chosen = self._platform.choose([entry.platform for entry in entries])
-        if chosen is not None:
-            return self._resolve(entries[chosen], depth)
-        # Nested indexes and old builders name no platform: those have to be looked into.
-        for entry in entries:
-            if entry.platform is not None:
-                continue
-            try:
-                descriptor, manifest, data = self._resolve(entry, depth)
-                self._source(descriptor, manifest, data)
-            except PlatformMismatch:
-                continue
-            return descriptor, manifest, data
-        raise platform_mismatch(what, self._platform, (entry.platform for entry in entries))
+    def manifest(self, descriptor: Descriptor, what: str) -> Blob:
+        return self._blob(descriptor, what)
 
-    def _source(self, descriptor: Descriptor, manifest: Manifest, data: bytes) -> SourceImage:
-        what = f"configuration {manifest.config.digest}"
-        config = self._blob(manifest.config, what).read_verified(
-            what, digest=manifest.config.digest, size=manifest.config.size, limit=self._limits.config_size
-        )
-        document = parse_config(config, max_layers=self._limits.layers)
-        if len(document.diff_ids) != len(manifest.layers):
-            raise ImageInvalid(
-                f"manifest {descriptor.digest} has {len(manifest.layers)} layers, "
-                f"its configuration {len(document.diff_ids)}",
-                blob=f"manifest {descriptor.digest}",
-                expected=str(len(manifest.layers)),
-                seen=str(len(document.diff_ids)),
-            )
-        check_platform(self._platform, document, f"image {descriptor.digest}")
-        return SourceImage(
-            digest=descriptor.digest,
-            names=(),
-            labels=(),
-            manifest=data,
-            config=config,
-            document=document,
-            layers=tuple(
-                SourceLayer(diff_id, layer, self._blob(layer, f"layer {layer.digest}"))
-                for diff_id, layer in zip(document.diff_ids, manifest.layers, strict=True)
-            ),
-        )
+    def config(self, descriptor: Descriptor, what: str) -> Blob:
+        return self._blob(descriptor, what)
+
+    def layer(self, descriptor: Descriptor, what: str) -> LayerBytes:
+        return self._blob(descriptor, what)
 
     def _blob(self, descriptor: Descriptor, what: str) -> Blob:
         blob = self._tree.find(f"blobs/sha256/{hex_of(descriptor.digest)}")

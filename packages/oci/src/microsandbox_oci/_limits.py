@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 KIB = 1024
 MIB = 1024 * KIB
 GIB = 1024 * MIB
+_SIZE = re.compile(r"([0-9]{1,15})([KMGT]?)")
+_UNITS = {"": 1, "K": KIB, "M": MIB, "G": GIB, "T": 1024 * GIB}
+_LARGEST = (1 << 62) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +32,8 @@ class Limits:
         xattrs_size: extended attributes of one entry.
         header_size: one PAX or GNU long-name record.
         metadata_size: names, targets and attributes of one layer together, as they are held in memory.
+        image_entries: names and inodes of all layers of one image together.
+        image_metadata_size: their names, targets and attributes, as they are held in memory.
         decompression_ratio: uncompressed per compressed byte, once ``ratio_grace`` bytes came out.
             DEFLATE reaches 1032, bombs come close to it, real layers stay below 100.
         ratio_grace: uncompressed bytes free of that rule: small layers of zeros are legitimate.
@@ -48,6 +55,8 @@ class Limits:
     xattrs_size: int = 128 * KIB
     header_size: int = MIB
     metadata_size: int = GIB
+    image_entries: int = 8_000_000
+    image_metadata_size: int = 3 * GIB
     decompression_ratio: int = 200
     ratio_grace: int = 256 * MIB
     window_log: int = 27
@@ -58,6 +67,37 @@ class Limits:
         for field in fields(self):
             if getattr(self, field.name) < 1:
                 raise ValueError(f"limit {field.name} must be at least 1")
+
+    @classmethod
+    def from_file(cls, path: Path) -> Limits:
+        """Read limits from a TOML file; what it does not name has its default. A missing file names nothing.
+
+        A value is a whole number, or a text with a unit: ``layer_size = "128G"``.
+
+        Raises:
+            OptionsInvalid: the file cannot be read, is no TOML, or names no limit or no value for one.
+        """
+        from microsandbox_oci._registry_options import OptionsInvalid, read_toml
+
+        known = [field.name for field in fields(cls)]
+        values: dict[str, int] = {}
+        for name, given in read_toml(path).items():
+            if name not in known:
+                raise OptionsInvalid(
+                    f"{path}: unknown limit {name}", hint=f"known limits: {', '.join(sorted(known))}"
+                )
+            value = _value(given)
+            if value is None:
+                raise OptionsInvalid(
+                    f'{path}: {name} must be a whole number from 1, or a text such as "64G"',
+                    hint="units are K, M, G and T",
+                )
+            values[name] = value
+        return cls(**values)
+
+    def for_merge(self) -> dict[str, int]:
+        """Return the limits of one image's layers together under the names the native converter uses."""
+        return {"max_entries": self.image_entries, "max_metadata": self.image_metadata_size}
 
     def for_converter(self) -> dict[str, int]:
         """Return the limits of one layer under the names the native converter uses."""
@@ -73,3 +113,10 @@ class Limits:
             "max_metadata": self.metadata_size,
             "max_window_log": self.window_log,
         }
+
+
+def _value(given: object) -> int | None:
+    value = given if isinstance(given, int) and not isinstance(given, bool) else 0
+    if isinstance(given, str) and (matched := _SIZE.fullmatch(given)):
+        value = int(matched[1]) * _UNITS[matched[2]]
+    return value if 1 <= value <= _LARGEST else None

@@ -10,7 +10,7 @@ from microsandbox_oci._garbage import stored_images
 from microsandbox_oci._model import Image
 from microsandbox_oci._packed import read_packed
 from microsandbox_oci._paths import StorePaths
-from microsandbox_oci._records import named, read_image, read_ref
+from microsandbox_oci._records import find_image, named, read_ref
 from microsandbox_oci._reference import Reference
 
 
@@ -25,7 +25,7 @@ def list_images(
 
     def add(reference: Reference | None, digest: str) -> None:
         try:
-            image = read_image(paths, digest)
+            image = find_image(paths, digest)
         except ImageError as error:
             if on_damaged is not None:
                 on_damaged(reference, error)
@@ -37,10 +37,15 @@ def list_images(
     for reference, digest in refs:
         add(reference, digest)
     known = {digest for _, digest in refs} | _packed(paths)
-    for digest in stored_images(paths):
+    for digest in sorted({digest for kind in paths.kinds() for digest in stored_images(kind)}):
         if digest not in known:
             add(None, digest)
     return found
+
+
+def references(paths: StorePaths) -> list[Reference]:
+    """Return the references, sorted; damaged ones are left out."""
+    return [reference for reference, _ in _refs(paths, None)] if paths.refs.is_dir() else []
 
 
 def names_of(paths: StorePaths, digest: str) -> list[Reference]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from microsandbox_oci._files import PRIVATE_FILE
+
+_PAUSE = 0.05  # seconds between two looks of who may have to give up waiting
 
 
 def lock_file(path: Path, *, shared: bool = False, wait: bool = True) -> int | None:
@@ -36,9 +39,19 @@ def lock_file(path: Path, *, shared: bool = False, wait: bool = True) -> int | N
 
 
 @contextmanager
-def locked(path: Path, *, shared: bool = False, unlink: bool = False) -> Iterator[None]:
-    """Hold a lock during the block, waiting for it as long as it takes; ``unlink`` removes its file then."""
-    fd = lock_file(path, shared=shared)
+def locked(
+    path: Path, *, shared: bool = False, unlink: bool = False, check: Callable[[], None] | None = None
+) -> Iterator[None]:
+    """Hold a lock during the block, waiting for it as long as it takes; ``unlink`` removes its file then.
+
+    ``check`` is for threads, which no signal wakes: it is called again and again meanwhile, and what it
+    raises ends the wait.
+    """
+    fd = lock_file(path, shared=shared, wait=check is None)
+    while fd is None and check is not None:
+        check()
+        time.sleep(_PAUSE)
+        fd = lock_file(path, shared=shared, wait=False)
     try:
         yield
     finally:

@@ -128,7 +128,9 @@ def parse_document(data: bytes, what: str, *, max_layers: int) -> Manifest | Ind
     if has_manifest and (media_type in MANIFEST_TYPES or not media_type):
         return _manifest(node, max_layers)
     raise ImageInvalid(
-        f"{what} is neither an image manifest nor an index: {media_type[:100] or 'no media type'}", blob=what
+        f"{what} is neither an image manifest nor an index: "
+        f"{repr(media_type[:100]) if media_type else 'no media type'}",
+        blob=what,
     )
 
 

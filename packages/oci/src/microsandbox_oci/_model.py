@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from microsandbox_oci._config import ImageConfig
+from microsandbox_oci._paths import NOT_COMPRESSED
 from microsandbox_oci._reference import Reference
 
 
-@dataclass(frozen=True, slots=True)
-class Layer:
+class Layer(NamedTuple):
     """One layer as a file: an EROFS image of ``size`` bytes that every image with this diff id shares."""
 
     diff_id: str
@@ -18,8 +18,7 @@ class Layer:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class Image:
+class Image(NamedTuple):
     """An image in the store, ready to be attached to a virtual machine as one read-only disk.
 
     Attributes:
@@ -50,6 +49,11 @@ class Image:
     def extents(self) -> tuple[tuple[Path, int], ...]:
         """Files and sizes in bytes that, one after the other, are the disk."""
         return ((self.metadata, self.metadata_size), *((layer.path, layer.size) for layer in self.layers))
+
+    @property
+    def compression(self) -> str:
+        """How the contents of the layers are stored: ``none`` or ``lz4``."""
+        return self.directory.suffix[1:] or NOT_COMPRESSED
 
     @property
     def directory(self) -> Path:

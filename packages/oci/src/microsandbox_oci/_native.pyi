@@ -105,6 +105,7 @@ def convert_layer(
     source: int,
     out: int,
     *,
+    compression: str = "none",
     limits: Mapping[str, int] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> LayerResult:
@@ -115,6 +116,10 @@ def convert_layer(
     needs: whiteouts are character devices 0:0, opaque directories carry `trusted.overlay.opaque`, and
     `trusted.microsandbox.*` attributes mark directories the tar did not list and hard links to files of
     lower layers. The same tar always gives the same bytes.
+
+    `compression`: ``none``, or ``lz4``: file contents are cut into extents of 64 KiB, each of which is
+    compressed if that saves a block of 4096 bytes. Files with holes are stored as they are. Another value
+    raises `ValueError`.
 
     The result's digests must be compared with the expected ones *before* the file is published.
     `limits` overrides keys of `DEFAULT_LIMITS`; an unknown key or a value that is not a whole number
@@ -148,15 +153,32 @@ def fingerprint_directory(path: bytes) -> str:
     own time stamps can tell. Raises `OSError`; `LayerError` when an entry vanishes during the walk.
     """
 
-def merge(layers: Sequence[int], out: int) -> MergeResult:
+def merge(layers: Sequence[int], out: int, *, limits: Mapping[str, int] | None = None) -> MergeResult:
     """Merge layer files, lowest first, into one metadata image.
 
     Whiteouts and opaque directories are applied and hard links to lower layers resolved. The image has a
     device table: followed by the layer files in the same order, as one block device, it is an EROFS file
     system that mounts without options. The same layers always give the same bytes.
 
-    `out` must be an empty regular file open for writing. Raises `LayerError` (`corrupt` when a layer's
-    metadata does not match its own checksum), `OSError`.
+    `out` must be an empty regular file open for writing. Of `limits`, `max_entries` and `max_metadata` count,
+    for all layers together, with what upper layers hide; without `limits` there are none. Raises `LayerError`
+    (`corrupt` when a layer's metadata does not match its own checksum), `OSError`.
+    """
+
+def export_tar(
+    metadata: int,
+    layers: Sequence[int],
+    write: Callable[[bytes], object],
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Write the tree of a merged image as one PAX tar: what a guest that mounts the image sees.
+
+    `metadata` is what `merge` made of `layers`, in the same order. `write` is called with one piece of at
+    most about 1 MiB after the other; what it raises ends the export and propagates. `progress` as in
+    `convert_layer`, with bytes of the archive. The same image always gives the same bytes.
+
+    Raises `LayerError` (`corrupt`, `truncated`: a file is damaged, or cannot be read), `OSError`.
     """
 
 def vmdk_descriptor(extents: Sequence[tuple[str, int]]) -> str:

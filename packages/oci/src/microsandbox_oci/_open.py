@@ -116,6 +116,8 @@ def _from_text(text: str) -> ArchivePath | LayoutPath | RootfsDirectory:
         found = classify_image_argument(text)
         if isinstance(found, ArchivePath | LayoutPath):
             return found
+    if not text:
+        raise ArchiveInvalid("the path of the archive is empty", hint="name a file, or an OCI layout")
     # The source of a load is always a place: `busybox.tar` is a file here, not a reference.
     return classify_path(Path(os.path.expanduser(text)))  # noqa: PTH111 - raises for an unknown user
 

@@ -20,10 +20,13 @@ _ARCHITECTURES = {
     "loongarch64": ("loong64", None),
 }
 
-# What a variant that is not named means, and what runs on what: best first.
+# What a variant that is not named means (v8 of arm64, v7 of arm), and what runs on what: best first.
 _VARIANTS: dict[tuple[str, str | None], tuple[str, ...]] = {
     ("amd64", None): ("", "v1"),
+    ("amd64", "v1"): ("", "v1"),
+    ("arm64", None): ("v8", ""),
     ("arm64", "v8"): ("v8", ""),
+    ("arm", None): ("v7", "", "v6", "v5"),
     ("arm", "v7"): ("v7", "", "v6", "v5"),
     ("arm", "v6"): ("v6", "v5"),
 }

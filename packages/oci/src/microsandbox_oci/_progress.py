@@ -8,13 +8,17 @@ from enum import StrEnum
 
 
 class Phase(StrEnum):
-    """What a load is doing."""
+    """What a load or a pull is doing."""
 
+    RESOLVING = "resolving"
+    DOWNLOADING = "downloading"
     READING = "reading"
     VERIFYING = "verifying"
     CONVERTING = "converting"
     MERGING = "merging"
     DONE = "done"
+    WARNING = "warning"
+    """Something went wrong and was made good: `Progress.subject` says what, in one line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +26,9 @@ class Progress:
     """One step of a load or a pack.
 
     ``subject`` is the layer's diff id while verifying and converting, the image's digest while merging and
-    done, the archive's path while reading. ``done`` and ``total`` are bytes; ``total`` is None if unknown.
+    done, the archive's path while reading, the reference while resolving; downloading and converting a layer
+    go on at the same time and report both. The layers that are to be fetched are all reported, with nothing
+    done, before the first of them is. ``done`` and ``total`` are bytes; ``total`` is None if unknown.
     """
 
     phase: Phase

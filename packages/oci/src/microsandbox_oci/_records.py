@@ -7,7 +7,7 @@ small file instead of a manifest and a configuration of up to megabytes.
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
 
 from microsandbox_oci._config import ImageConfig
@@ -84,6 +84,35 @@ def read_image(paths: StorePaths, digest: str) -> Image | None:
     return image
 
 
+def find_image(paths: StorePaths, digest: str) -> Image | None:
+    """Read the record of an image of this compression, or of another if there is none, or a damaged one.
+
+    Raises:
+        ImageInvalid: as `read_image`.
+    """
+    return next(iter(find_forms(paths, digest)), None)
+
+
+def find_forms(paths: StorePaths, digest: str) -> Iterator[Image]:
+    """Read the records of an image in all compressions, this one first; damaged ones are left out.
+
+    Raises:
+        ImageInvalid: as `read_image`, if none is left.
+    """
+    failure, found = None, False
+    for kind in paths.kinds():
+        try:
+            image = read_image(kind, digest)
+        except ImageInvalid as error:
+            failure = failure or error
+            continue
+        if image is not None:
+            found = True
+            yield image
+    if failure is not None and not found:
+        raise failure
+
+
 def read_layer_ids(paths: StorePaths, digest: str) -> tuple[str, ...]:
     """Return the diff ids an image's record names, whether or not their files are there.
 
@@ -144,7 +173,7 @@ def read_ref(path: Path) -> tuple[Reference, str] | None:
 
 def named(image: Image, reference: Reference | None) -> Image:
     """Return ``image`` under ``reference``."""
-    return replace(image, reference=reference)
+    return image._replace(reference=reference)
 
 
 def parse_record(data: bytes, what: str) -> Node:

@@ -11,7 +11,7 @@ The canonical form is ``domain/path[:tag][@digest]``; two spellings of one image
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from microsandbox_oci._digest import is_digest
 from microsandbox_oci._errors import ReferenceInvalid
@@ -25,6 +25,8 @@ DEFAULT_TAG = "latest"
 MAX_NAME_LENGTH = 255
 _MAX_TEXT_LENGTH = 1024
 
+_DIGESTS = ("sha256:", "sha512:")
+
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
 _DOMAIN = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[0-9A-Fa-f:]+\])(?::([0-9]{{1,5}}))?")
 _COMPONENT = re.compile(r"[a-z0-9]+(?:(?:[.]|__?|-+)[a-z0-9]+)*")
@@ -32,8 +34,7 @@ _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _IDENTIFIER = re.compile(r"[0-9a-f]{64}")
 
 
-@dataclass(frozen=True, slots=True)
-class Reference:
+class Reference(NamedTuple):
     """A normalised image reference. Build one with `Reference.parse`.
 
     Attributes:
@@ -65,7 +66,7 @@ class Reference:
                 "64 hex digits are an identifier, not a name",
                 hint=f"to name a digest write sha256:{text}",
             )
-        if text.startswith(("sha256:", "sha512:")):
+        if text.startswith(_DIGESTS):
             # The grammar would take it as the repository `sha256`; nobody means that, and a digest with a
             # missing character must not name something else.
             raise ReferenceInvalid(text, "it is no name, and as a digest it is not sha256: and 64 hex digits")
@@ -96,7 +97,8 @@ class Reference:
             name = self.path
             short = name.removeprefix(OFFICIAL_NAMESPACE)
             if "/" not in short:
-                name = short
+                # `sha256:latest` would be a damaged digest.
+                name = self.name if f"{short}:" in _DIGESTS else short
             elif _looks_like_domain(name.partition("/")[0]):
                 # `docker.io/localhost/x` shortened to `localhost/x` would name another registry.
                 name = self.name
@@ -107,6 +109,12 @@ class Reference:
 
     def _suffix(self) -> str:
         return (f":{self.tag}" if self.tag else "") + (f"@{self.digest}" if self.digest else "")
+
+
+def is_domain(text: str) -> bool:
+    """Say whether ``text`` is ``host[:port]`` as the domain of a reference is."""
+    matched = _DOMAIN.fullmatch(text)
+    return matched is not None and int(matched[1] or 0) <= 65535
 
 
 def _looks_like_domain(first: str) -> bool:
@@ -127,8 +135,7 @@ def _split_domain(rest: str) -> tuple[str, str]:
 
 
 def _check_name(text: str, domain: str, path: str) -> None:
-    matched = _DOMAIN.fullmatch(domain)
-    if not matched or int(matched[1] or 0) > 65535:
+    if not is_domain(domain):
         raise ReferenceInvalid(text, f"{domain[:80]!r} is not a registry domain")
     if len(domain) + 1 + len(path) > MAX_NAME_LENGTH:
         raise ReferenceInvalid(text, f"the name is longer than {MAX_NAME_LENGTH} characters")

@@ -95,7 +95,7 @@ def pack(
 
     held = None
     try:
-        held = publish_image(paths, documents, work, ensure_layers, progress)
+        held = publish_image(paths, documents, work, ensure_layers, limits, progress)
         record = PackedDirectory(str(directory), now, held.image.digest)
         with store_errors("packing a directory", paths.root):
             write_sealed(work / "packed.json", record.encode())

@@ -6,16 +6,65 @@ them without knowing where they came from.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
 
-from microsandbox_oci._blobs import Blob
 from microsandbox_oci._config_document import ConfigDocument
 from microsandbox_oci._errors import ArchiveNotFound, LimitExceeded, PlatformMismatch, ReferenceInvalid
 from microsandbox_oci._limits import Limits
 from microsandbox_oci._manifest import Descriptor
+from microsandbox_oci._paths import StorePaths
 from microsandbox_oci._platform import Platform
 from microsandbox_oci._reference import Reference
+
+
+class LayerBytes(Protocol):
+    """The bytes of a layer as the source has them, compressed or not."""
+
+    @property
+    def size(self) -> int:
+        """Bytes, as the source says."""
+        ...
+
+    @property
+    def remote(self) -> bool:
+        """Whether they have to be fetched: then a layer that the store has already is not read."""
+        ...
+
+    def stream(self) -> AbstractContextManager[int]:
+        """Give a descriptor that delivers exactly these bytes and then ends."""
+        ...
+
+    def digest(self, progress: Callable[[int], None] | None = None) -> str:
+        """Hash all bytes, those of a remote source that have arrived."""
+        ...
+
+    def arrived(self) -> int:
+        """Bytes that are here without reading from afar."""
+        ...
+
+    def keep(self, paths: StorePaths, digest: str, work: Path) -> None:
+        """Put the bytes, which the caller has verified, into the store as the blob ``digest``."""
+        ...
+
+    def keeping(self) -> AbstractContextManager[None]:
+        """Keep what is read from those who clean up, until it is kept or discarded."""
+        ...
+
+    def check(self) -> None:
+        """Raise if nobody wants the bytes any more."""
+        ...
+
+    def discard(self) -> None:
+        """Forget what has arrived: it is not what was asked for."""
+        ...
+
+    def elsewhere(self) -> bool:
+        """Say, of bytes that were not what was asked for, whether others come from another place."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +73,7 @@ class SourceLayer:
 
     diff_id: str
     descriptor: Descriptor
-    blob: Blob
+    blob: LayerBytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +161,9 @@ def parse_or_none(text: str) -> Reference | None:
 def no_such_image(where: str, wanted: str, available: Iterable[str]) -> ArchiveNotFound:
     """Return the error for an image name that a source does not have."""
     names = sorted(set(available))
-    shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+    # Names of archives may be anything, and this is shown on terminals.
+    shown = ", ".join(name[:100] if name.isprintable() else repr(name[:100]) for name in names[:10])
+    shown += ", ..." if len(names) > 10 else ""
     return ArchiveNotFound(
         f"{where} has no image {wanted!r}", hint=f"it has {shown}" if shown else "its images have no names"
     )

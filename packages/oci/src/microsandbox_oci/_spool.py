@@ -17,6 +17,7 @@ from microsandbox_oci._paths import StorePaths
 
 _CHUNK = 1 << 20
 _STEP = 4 << 20
+_PART = 16 << 10
 GZIP_MAGIC = b"\x1f\x8b"
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
@@ -130,6 +131,11 @@ class _Gzip:
         self._begun = False
 
     def feed(self, data: bytes) -> Iterator[bytes]:
+        # What follows a member is copied when it ends, and the smallest has twenty bytes.
+        for start in range(0, len(data), _PART):
+            yield from self._feed(data[start : start + _PART])
+
+    def _feed(self, data: bytes) -> Iterator[bytes]:
         while data:
             if self._inflate.eof:
                 data = data.lstrip(b"\0")

@@ -10,7 +10,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from microsandbox_oci._files import PRIVATE_DIR
@@ -24,18 +24,21 @@ def workspace(tmp: Path) -> Iterator[Path]:
     """Make a private directory in ``tmp`` for the block and remove it afterwards, error or not."""
     while True:
         name = os.urandom(8).hex()
-        lock_path = tmp / (name + _LOCK_SUFFIX)
-        fd = lock_file(lock_path, wait=False)
-        if fd is not None:
-            break
-    directory = tmp / name
-    try:
-        directory.mkdir(mode=PRIVATE_DIR)
-        yield directory
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
-        lock_path.unlink(missing_ok=True)
-        os.close(fd)
+        lock_path, directory = tmp / (name + _LOCK_SUFFIX), tmp / name
+        fd = None
+        # From here on, because an interrupt may come between the making of the file and its descriptor.
+        try:
+            fd = lock_file(lock_path, wait=False)
+            if fd is not None:
+                directory.mkdir(mode=PRIVATE_DIR)
+                yield directory
+                return
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+            with suppress(OSError):  # it is swept later, and must not hide why there is no workspace
+                lock_path.unlink()
+            if fd is not None:
+                os.close(fd)
 
 
 def abandoned(tmp: Path) -> list[Path]:

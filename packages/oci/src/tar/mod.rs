@@ -7,6 +7,7 @@
 pub mod header;
 pub mod pax;
 pub mod sparse;
+pub mod write;
 
 use crate::blob::Extent;
 use crate::error::{Code, Error, Result};

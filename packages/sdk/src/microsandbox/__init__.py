@@ -12,6 +12,10 @@ __version__ = "0.1.0"
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
+    from microsandbox._fork import Forked
+    from microsandbox._guest import Init
+    from microsandbox._volumes import VolumeKind, VolumeUse
+    from microsandbox.audit import AuditRecord
     from microsandbox.errors import (
         AlreadyExists,
         BootFailed,
@@ -25,34 +29,92 @@ if TYPE_CHECKING:
         ImageInvalid,
         ImageNotFound,
         MicrosandboxError,
+        NetworkLost,
+        NetworkPolicyError,
         NoHypervisor,
         NotRunning,
         OutcomeUnknown,
         PathNotFound,
+        Paused,
         PoolClosed,
+        PullFailed,
         Replaced,
         SandboxError,
         SandboxNotFound,
         StartError,
         StateError,
         StillRunning,
+        Unsupported,
+        VolumeError,
+        VolumeExists,
+        VolumeInUse,
+        VolumeNotFound,
+        WorkspaceConflict,
     )
-    from microsandbox.execution import ExecEvent, ExecHandle, ExecOutput, Stdin, StdinSink, Terminal
-    from microsandbox.files import CopyResult, FileInfo, FileKind, FileSink, SandboxFiles
+    from microsandbox.execution import (
+        ExecEvent,
+        ExecExited,
+        ExecHandle,
+        ExecOutput,
+        ExecStarted,
+        ExecStderr,
+        ExecStdinError,
+        ExecStdout,
+        Stdin,
+        StdinSink,
+        Terminal,
+    )
+    from microsandbox.files import (
+        ApplyResult,
+        ChangeKind,
+        CopyResult,
+        FileChange,
+        FileInfo,
+        FileKind,
+        FileSink,
+        Obstacle,
+        SandboxFiles,
+        VolumeFiles,
+    )
     from microsandbox.handle import SandboxHandle
-    from microsandbox.info import Cause, SandboxDetails, SandboxInfo, Status
+    from microsandbox.host import doctor, setup
+    from microsandbox.host_limits import HostLimits
+    from microsandbox.image import Image, ImageArgument, ImageDetails, ImageSource, PrunedImages, PullPolicy
+    from microsandbox.info import Cause, End, SandboxDetails, SandboxInfo, Status
     from microsandbox.logs import LogLine, LogSource
+    from microsandbox.metrics import (
+        GuestMetrics,
+        NetworkMetrics,
+        ProcessUsage,
+        SandboxMetrics,
+        all_sandbox_metrics,
+    )
+    from microsandbox.modify import Applies, Change, Modifications, ModifyPlan
+    from microsandbox.network import (
+        Action,
+        Destination,
+        Dns,
+        Network,
+        NetworkPolicy,
+        RateLimit,
+        Rule,
+        Verdict,
+    )
+    from microsandbox.options import CreateOptions, SandboxOptions
+    from microsandbox.page import Page
+    from microsandbox.patch import Patch
     from microsandbox.pool import SandboxPool
+    from microsandbox.ports import PortBinding
+    from microsandbox.progress import ProgressEvent, ProgressPhase, PullSession
     from microsandbox.sandbox import Sandbox
+    from microsandbox.sessions import Session
+    from microsandbox.volumes import Volume
 
 _HOME = {
-    "execution": ("ExecEvent", "ExecHandle", "ExecOutput", "Stdin", "StdinSink", "Terminal"),
-    "files": ("CopyResult", "FileInfo", "FileKind", "FileSink", "SandboxFiles"),
-    "logs": ("LogLine", "LogSource"),
-    "pool": ("SandboxPool",),
-    "handle": ("SandboxHandle",),
-    "info": ("Cause", "SandboxDetails", "SandboxInfo", "Status"),
-    "sandbox": ("Sandbox",),
+    "_guest": ("Init",),
+    "audit": ("AuditRecord",),
+    "patch": ("Patch",),
+    "_fork": ("Forked",),
     "errors": (
         "AlreadyExists",
         "BootFailed",
@@ -66,57 +128,167 @@ _HOME = {
         "ImageInvalid",
         "ImageNotFound",
         "MicrosandboxError",
+        "NetworkLost",
+        "NetworkPolicyError",
         "NoHypervisor",
         "NotRunning",
         "OutcomeUnknown",
         "PathNotFound",
+        "Paused",
         "PoolClosed",
+        "PullFailed",
         "Replaced",
         "SandboxError",
         "SandboxNotFound",
         "StartError",
         "StateError",
         "StillRunning",
+        "Unsupported",
+        "VolumeError",
+        "VolumeExists",
+        "VolumeInUse",
+        "VolumeNotFound",
+        "WorkspaceConflict",
     ),
+    "execution": (
+        "ExecEvent",
+        "ExecExited",
+        "ExecHandle",
+        "ExecOutput",
+        "ExecStarted",
+        "ExecStderr",
+        "ExecStdinError",
+        "ExecStdout",
+        "Stdin",
+        "StdinSink",
+        "Terminal",
+    ),
+    "files": (
+        "ApplyResult",
+        "ChangeKind",
+        "CopyResult",
+        "FileChange",
+        "FileInfo",
+        "FileKind",
+        "FileSink",
+        "Obstacle",
+        "SandboxFiles",
+        "VolumeFiles",
+    ),
+    "handle": ("SandboxHandle",),
+    "host": ("doctor", "setup"),
+    "host_limits": ("HostLimits",),
+    "image": ("Image", "ImageArgument", "ImageDetails", "ImageSource", "PrunedImages", "PullPolicy"),
+    "info": ("Cause", "End", "SandboxDetails", "SandboxInfo", "Status"),
+    "logs": ("LogLine", "LogSource"),
+    "metrics": ("GuestMetrics", "NetworkMetrics", "ProcessUsage", "SandboxMetrics", "all_sandbox_metrics"),
+    "modify": ("Applies", "Change", "Modifications", "ModifyPlan"),
+    "network": (
+        "Action",
+        "Destination",
+        "Dns",
+        "Network",
+        "NetworkPolicy",
+        "RateLimit",
+        "Rule",
+        "Verdict",
+    ),
+    "options": ("CreateOptions", "SandboxOptions"),
+    "page": ("Page",),
+    "pool": ("SandboxPool",),
+    "ports": ("PortBinding",),
+    "progress": ("ProgressEvent", "ProgressPhase", "PullSession"),
+    "sandbox": ("Sandbox",),
+    "sessions": ("Session",),
+    "_volumes": ("VolumeKind", "VolumeUse"),
+    "volumes": ("Volume",),
 }
 
 __all__ = [
+    "Action",
     "AlreadyExists",
+    "Applies",
+    "ApplyResult",
+    "AuditRecord",
     "BootFailed",
     "Cause",
+    "Change",
+    "ChangeKind",
     "ConfigError",
     "CopyResult",
+    "CreateOptions",
+    "Destination",
+    "Dns",
+    "End",
     "ExecError",
     "ExecEvent",
+    "ExecExited",
     "ExecFailed",
     "ExecHandle",
     "ExecOutput",
+    "ExecStarted",
+    "ExecStderr",
+    "ExecStdinError",
+    "ExecStdout",
     "ExecTimeout",
+    "FileChange",
     "FileInfo",
     "FileKind",
     "FileSink",
     "FilesystemError",
+    "Forked",
+    "GuestMetrics",
+    "HostLimits",
+    "Image",
+    "ImageArgument",
+    "ImageDetails",
     "ImageError",
     "ImageInUse",
     "ImageInvalid",
     "ImageNotFound",
+    "ImageSource",
+    "Init",
     "LogLine",
     "LogSource",
     "MicrosandboxError",
+    "Modifications",
+    "ModifyPlan",
+    "Network",
+    "NetworkLost",
+    "NetworkMetrics",
+    "NetworkPolicy",
+    "NetworkPolicyError",
     "NoHypervisor",
     "NotRunning",
+    "Obstacle",
     "OutcomeUnknown",
+    "Page",
+    "Patch",
     "PathNotFound",
+    "Paused",
     "PoolClosed",
+    "PortBinding",
+    "ProcessUsage",
+    "ProgressEvent",
+    "ProgressPhase",
+    "PrunedImages",
+    "PullFailed",
+    "PullPolicy",
+    "PullSession",
+    "RateLimit",
     "Replaced",
+    "Rule",
     "Sandbox",
     "SandboxDetails",
     "SandboxError",
     "SandboxFiles",
     "SandboxHandle",
     "SandboxInfo",
+    "SandboxMetrics",
     "SandboxNotFound",
+    "SandboxOptions",
     "SandboxPool",
+    "Session",
     "StartError",
     "StateError",
     "Status",
@@ -124,13 +296,29 @@ __all__ = [
     "StdinSink",
     "StillRunning",
     "Terminal",
+    "Unsupported",
+    "Verdict",
+    "Volume",
+    "VolumeError",
+    "VolumeExists",
+    "VolumeFiles",
+    "VolumeInUse",
+    "VolumeKind",
+    "VolumeNotFound",
+    "VolumeUse",
+    "WorkspaceConflict",
+    "all_sandbox_metrics",
+    "doctor",
+    "setup",
 ]
 
 
-def __getattr__(name: str) -> object:
-    for module, names in _HOME.items():
-        if name in names:
-            from importlib import import_module
+if not TYPE_CHECKING:  # a type checker would take it as leave to import any name from here
 
-            return getattr(import_module(f"microsandbox.{module}"), name)
-    raise AttributeError(f"module 'microsandbox' has no attribute {name!r}")
+    def __getattr__(name: str) -> object:
+        for module, names in _HOME.items():
+            if name in names:
+                from importlib import import_module
+
+                return getattr(import_module(f"microsandbox.{module}"), name)
+        raise AttributeError(f"module 'microsandbox' has no attribute {name!r}")

@@ -8,7 +8,7 @@ import select
 import signal
 import socket
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,9 +27,13 @@ from microsandbox.errors import (
     Replaced,
     StartError,
     StateError,
+    VolumeError,
+    VolumeInUse,
 )
 
-_KINDS: Mapping[str, type[StartError | StateError | ConfigError | ImageError]] = {
+_KINDS: Mapping[str, type[StartError | StateError | ConfigError | ImageError | VolumeError]] = {
+    "DiskInUse": VolumeInUse,
+    "DiskRefused": VolumeError,
     "StorageError": StateError,
     "StateError": StateError,
     "SpecInvalid": ConfigError,
@@ -52,11 +56,14 @@ class Ready(NamedTuple):
     vmm_pid: int
 
 
-async def wait_ready(pending: Pending) -> Ready:
-    """Wait until the sandbox is up. Raises `StartError` and its kin when it does not come up."""
+async def wait_ready(pending: Pending, phase: Callable[[str], None] | None = None) -> Ready:
+    """Wait until the sandbox is up; `phase` is told of what takes long. Raises `StartError` and its kin when
+    it does not come up."""
     lifeline = pending.supervisor.lifeline
     lifeline.setblocking(False)
-    message = await receive(lifeline)
+    while (message := await receive(lifeline)) is not None and message.get("t") == "phase":
+        if phase is not None:
+            phase(str(message["phase"]))
     if message is None:
         await gone(pending.supervisor.pidfd)
         said = _last_words(pending)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgpack
 
@@ -13,6 +13,10 @@ from microsandbox.errors import ConfigError
 DEFAULT_MEMORY_MIB = 512
 DEFAULT_CPUS = 1
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+DEFAULT_SHELL = "/bin/sh"
+SCRIPTS = "/.msb/scripts"
+"""Where agentd puts the scripts, first in the PATH of every command."""
 
 # Not compiled here: most starts need none of them.
 _NAME = r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}"
@@ -24,10 +28,128 @@ _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, None: 1.0}
 
 
+class Tmpfs(NamedTuple):
+    """A file system in memory, mounted at `path`. `size` in bytes; None is half of the memory."""
+
+    path: str
+    size: int | None = None
+    mode: int = 0o1777
+    read_only: bool = False
+    noexec: bool = False
+
+
+class MountConfig(NamedTuple):
+    """A directory, file or disk of the host at `target` in the guest (absolute, normalised).
+
+    `kind`: ``bind``, of the absolute path `source`; ``volume``, of the name `volume`, whose `source` is "";
+    or ``disk``, an image at `source` with a file system of type `fstype` (None: its own). `flags`: of
+    noexec, nosuid, nodev. `ownership`: ``virtual``, ``passthrough`` or ``squash``. `cache`: ``none``,
+    ``auto`` or ``always``. `format`: of a disk, ``raw`` or ``qcow2``, as it was when the sandbox was created:
+    what a guest writes to it does not make it another. `quota`: bytes that a volume may hold. `mode`:
+    ``share``, ``overlay`` or ``clone`` (docs/workspaces.md); `guest`: directories below that the guest has on
+    its own disk, relative. `watch`: programs in the guest are told of changes that the host makes in the
+    directory. `owned`: a volume that goes with the sandbox, without a name or source; `size`: bytes of one
+    that is a disk.
+    """
+
+    target: str
+    source: str
+    kind: str = "bind"
+    volume: str | None = None
+    read_only: bool = False
+    flags: tuple[str, ...] = ()
+    ownership: str = "virtual"
+    cache: str = "auto"
+    fstype: str | None = None
+    format: str | None = None
+    quota: int | None = None
+    mode: str = "share"
+    guest: tuple[str, ...] = ()
+    watch: bool = False
+    owned: bool = False
+    size: int | None = None
+
+    def to_plain(self) -> dict[str, Any]:
+        """`target`, `source`, and what differs from the default."""
+        defaults = self._field_defaults
+        return {
+            key: value
+            for key, value in self._asdict().items()
+            if key not in defaults or value != defaults[key]
+        }
+
+    @classmethod
+    def from_plain(cls, values: Mapping[str, Any]) -> MountConfig:
+        """The inverse of `to_plain`. Unknown keys (from a later version) are ignored."""
+        return cls(**{key: values[key] for key in cls._fields if key in values})
+
+
+class NetworkConfig(NamedTuple):
+    """Whom a sandbox may reach and who may reach it. `preset` and `rules`, which come before it, are a policy
+    in the grammar of docs/network-policy.md; `strict`: its rules for names ask clients to state them.
+
+    `nameservers`: addresses; none are the host's. `dns`: ``resolve``, or ``synthetic``. `ports`: protocol
+    (tcp, udp), address and port of the host, port in the guest. `max_connections`: TCP flows at a time; None
+    is the stack's own limit. `rates`: direction (egress, ingress), bytes a second, bytes of a burst, packets
+    a second, packets of a burst; None is no limit. `proxy`: URL of what all TCP goes through, `no_proxy`: the
+    hosts that do not, separated by commas.
+    """
+
+    preset: str = "public-only"
+    rules: tuple[str, ...] = ()
+    strict: bool = True
+    nameservers: tuple[str, ...] = ()
+    dns: str = "resolve"
+    ports: tuple[tuple[str, str, int, int], ...] = ()
+    max_connections: int | None = None
+    rates: tuple[tuple[str, int | None, int | None, int | None, int | None], ...] = ()
+    proxy: str | None = None
+    no_proxy: str = ""
+
+    def __repr__(self) -> str:
+        """What differs from the default, without the password of the proxy."""
+        shown = {**self.to_plain(), **({"proxy": self.shown_proxy} if self.proxy else {})}
+        return f"NetworkConfig({', '.join(f'{key}={value!r}' for key, value in shown.items())})"
+
+    @property
+    def shown_proxy(self) -> str | None:
+        """The proxy, without its password. A user without one is a token, and not shown either."""
+        return None if self.proxy is None else re.sub(r"//([^:@]*:)?.*@", r"//\1***@", self.proxy)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is anything that could pass. Without, a sandbox has a card whose link is down."""
+        return self.preset != "none" or bool(self.rules) or bool(self.ports)
+
+    def to_plain(self) -> dict[str, Any]:
+        """What differs from the default."""
+        return {key: value for key, value in self._asdict().items() if value != self._field_defaults[key]}
+
+    @classmethod
+    def from_plain(cls, values: Mapping[str, Any]) -> NetworkConfig:
+        """The inverse of `to_plain`. Unknown keys (from a later version) are ignored."""
+        return cls(**{key: values[key] for key in cls._fields if key in values})
+
+    def pack(self) -> bytes:
+        """As MessagePack."""
+        packed = msgpack.packb(self.to_plain())
+        assert isinstance(packed, bytes)
+        return packed
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> NetworkConfig:
+        """The inverse of `pack`."""
+        return cls.from_plain(msgpack.unpackb(packed, use_list=False))
+
+
 class SandboxConfig(NamedTuple):
     """A sandbox as it was asked for. `env` holds what is added to the image's; `entrypoint` and
     `cmd` replace the image's when they are not None; `cold` boots the kernel instead of using a template;
-    `max_duration` and `idle_timeout` are seconds after which it is stopped.
+    `max_duration` and `idle_timeout` are seconds after which it is stopped; `security` is ``default`` or
+    ``restricted``; `rlimits` are name, soft and hard limit of what is run in it. `scripts`: names and
+    contents; `stop_signal`: its number; `init`: path (None: what the image has), arguments and variables;
+    `root_disk`: bytes; `image_compression`: of the image's files, known once it is made; `mounts`: in the
+    order in which they are mounted.
 
     Not a dataclass: importing `dataclasses` takes 5 ms of every start, twice.
     """
@@ -45,10 +167,34 @@ class SandboxConfig(NamedTuple):
     cold: bool = False
     max_duration: float | None = None
     idle_timeout: float | None = None
+    shell: str | None = None
+    scripts: tuple[tuple[str, str], ...] = ()
+    tmpfs: tuple[Tmpfs, ...] = ()
+    stop_signal: int | None = None
+    init: tuple[str | None, tuple[str, ...], tuple[tuple[str, str], ...]] | None = None
+    root_disk: int | None = None
+    security: str = "default"
+    rlimits: tuple[tuple[str, int, int], ...] = ()
+    image_compression: str = "none"
+    network: NetworkConfig = NetworkConfig()
+    mounts: tuple[MountConfig, ...] = ()
+
+    @property
+    def writes_disks(self) -> bool:
+        """Whether a disk that outlives the sandbox is to be unmounted before that ends."""
+        return any(mount.kind == "disk" and not mount.read_only for mount in self.mounts)
 
     def pack(self) -> bytes:
         """As MessagePack. Strings that are not UTF-8 keep their bytes (surrogateescape)."""
-        packed = msgpack.packb(self._asdict(), unicode_errors="surrogateescape")
+        values = self._asdict()
+        # Most have the default; their records stay as short as they were before there was a network.
+        values["network"] = self.network.to_plain()
+        if not values["network"]:
+            del values["network"]
+        values["mounts"] = [mount.to_plain() for mount in self.mounts]
+        if not values["mounts"]:
+            del values["mounts"]
+        packed = msgpack.packb(values, unicode_errors="surrogateescape")
         assert isinstance(packed, bytes)  # packb() returns None only for a caller's own Packer
         return packed
 
@@ -57,11 +203,40 @@ class SandboxConfig(NamedTuple):
         """The inverse of `pack`. Unknown keys (from a later version) are ignored."""
         values = msgpack.unpackb(packed, unicode_errors="surrogateescape", use_list=False)
         known = {key: values[key] for key in cls._fields if key in values}
+        if "network" in known:
+            known["network"] = NetworkConfig.from_plain(known["network"])
+        if "mounts" in known:
+            known["mounts"] = tuple(MountConfig.from_plain(mount) for mount in known["mounts"])
         return cls(**known)
+
+
+_T = TypeVar("_T")
+
+
+def check_type(value: _T, wanted: type, what: str) -> _T:
+    """`value`, or a `TypeError` that names it."""
+    if not isinstance(value, wanted):
+        raise TypeError(f"{what}: expected {wanted.__name__}, not {type(value).__name__}")
+    return value
+
+
+def check_arguments(value: Iterable[str], what: str) -> tuple[str, ...]:
+    """A list of words of a command. A single text is no such list. Raises `TypeError`, `ConfigError`."""
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        raise TypeError(f"{what}: expected a list of str, not {type(value).__name__}")
+    words = tuple(value)
+    for word in words:
+        check_type(word, str, f"an item of {what}")
+        if "\0" in word:
+            raise ConfigError(
+                f"{what}: {_shown(word)} contains a NUL byte", hint="a word ends at its first one"
+            )
+    return words
 
 
 def check_name(name: str) -> str:
     """A sandbox's name: 1 to 63 of `a-zA-Z0-9_.-`, not starting with a sign. Raises `ConfigError`."""
+    check_type(name, str, "name")
     if not re.fullmatch(_NAME, name):
         raise ConfigError(
             f"name: {_shown(name)} cannot name a sandbox",
@@ -72,6 +247,7 @@ def check_name(name: str) -> str:
 
 def check_hostname(hostname: str) -> str:
     """One label as RFC 1123 section 2.1 has it. Raises `ConfigError`."""
+    check_type(hostname, str, "hostname")
     if not re.fullmatch(_HOSTNAME, hostname):
         raise ConfigError(
             f"hostname: {_shown(hostname)} is not a host name",
@@ -110,9 +286,16 @@ def parse_duration(value: float | str, what: str) -> float:
                 f"{what}: {_shown(value)} is not a duration", hint="for example: 500ms, 30s, 5m, 1h"
             )
         value = float(found[1]) * _SECONDS[found[2]]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{what}: expected seconds or str, not {type(value).__name__}")
     if not 0 < value < 1 << 31:
         raise ConfigError(f"{what}: {value} is not a duration above zero", hint="for example: 500ms, 30s")
     return float(value)
+
+
+def parse_grace(value: float | str, what: str) -> float:
+    """As `parse_duration`, but zero is allowed: no time at all."""
+    return 0.0 if value == 0 and not isinstance(value, bool) else parse_duration(value, what)
 
 
 def parse_limit(value: float | str | None, what: str) -> float | None:
@@ -129,9 +312,20 @@ def parse_cpus(value: int) -> int:
     return value
 
 
+def check_security(profile: str) -> str:
+    """The name of a profile of privileges in the guest. Raises `ConfigError`."""
+    if profile not in ("default", "restricted"):
+        raise ConfigError(f"security: there is no profile {profile!r}", hint="use default or restricted")
+    return profile
+
+
 def check_env(env: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    """Environment variables as pairs. Raises `ConfigError` for names that cannot be set."""
+    """Environment variables as pairs. Raises `ConfigError` for names that cannot be set, `TypeError`."""
+    if not hasattr(env, "items"):
+        raise TypeError(f"env: expected a mapping, not {type(env).__name__}")
     for name, value in env.items():
+        check_type(name, str, "a name in env")
+        check_type(value, str, f"env: the value of {name}")
         if not name or "=" in name or "\0" in name:
             raise ConfigError(
                 f"env: {_shown(name)} cannot be the name of a variable",
@@ -150,8 +344,12 @@ LABEL_LIMIT = 4096
 
 
 def check_labels(labels: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    """Labels as pairs, sorted by their keys. Raises `ConfigError`."""
+    """Labels as pairs, sorted by their keys. Raises `ConfigError`, `TypeError`."""
+    if not hasattr(labels, "items"):
+        raise TypeError(f"labels: expected a mapping, not {type(labels).__name__}")
     for key, value in labels.items():
+        check_type(key, str, "a key in labels")
+        check_type(value, str, f"label: the value of {key}")
         if not re.fullmatch(_LABEL, key):
             raise ConfigError(
                 f"label: {_shown(key)} cannot be the key of a label",
@@ -194,6 +392,13 @@ def replacement_grace(name: str | None, replace: bool, within: float | str | Non
             hint="for example: --replace --name dev",
         )
     return 0.0 if within is None else parse_duration(within, "replace")
+
+
+def label_terms(wanted: Mapping[str, str] | Iterable[str]) -> tuple[str, ...]:
+    """What `selects` takes, from a mapping or from texts. Raises `TypeError`."""
+    if isinstance(wanted, Mapping):
+        return tuple(f"{key}={value}" for key, value in check_labels(wanted))
+    return check_arguments(wanted, "labels")
 
 
 def selects(wanted: Iterable[str], labels: Iterable[tuple[str, str]]) -> bool:
@@ -240,4 +445,5 @@ def command_line(
 
 def to_dict(config: SandboxConfig) -> dict[str, Any]:
     """Plain values for JSON output."""
-    return config._asdict()
+    network = config.network._asdict() | {"proxy": config.network.shown_proxy}
+    return config._asdict() | {"network": network}

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import msgpack
 
@@ -20,8 +21,10 @@ MESSAGE_LIMIT = 1 << 18
 
 
 class Launch(NamedTuple):
-    """What the supervisor has to know; travels as MessagePack in a memory file. The three descriptors
-    are set where they arrive."""
+    """What the supervisor has to know; travels as MessagePack in a memory file. The descriptors at its end
+    are set where they arrive; `client` is the creator's connection to the agent. `guest` and `init` are
+    parameters of the agent's methods; `network` is a packed `NetworkConfig`, `mounts` are plain
+    `MountConfig`s, volumes with their sources; `user`: whose what they hold is by default."""
 
     home: str
     directory: str
@@ -39,22 +42,42 @@ class Launch(NamedTuple):
     logged: bool = False
     max_duration: float | None = None
     idle_timeout: float | None = None
+    guest: Mapping[str, Any] = {}
+    init: Mapping[str, Any] | None = None
+    root_disk: int | None = None
+    security: str = "default"
+    mounts: Sequence[Mapping[str, Any]] = ()
+    user: str | None = None
+    network: bytes = b"\x80"
+    fork_token: bytes = b""
+    fork_basis: str = ""
     lock: int = -1
     lifeline: int = -1
     image_pin: int = -1
+    client: int = -1
 
 
 class Supervisor:
     """A supervisor process as its creator sees it: a process and the lifeline to it.
 
     The lifeline is a socket pair of whole messages. The supervisor says ``ready``, ``failed`` or
-    ``ended`` on it, the creator ``stop``; its end tells an attached supervisor that its creator is gone.
+    ``ended`` on it, and before that ``phase`` when a start takes long; its end tells an attached supervisor
+    that its creator is gone, unless that has said ``leave``.
+
+    `agent` is a connection to the guest's agent that the supervisor serves from when it listens on.
     """
 
-    def __init__(self, directory: SandboxDirectory, lifeline: socket.socket, pid: int) -> None:
+    def __init__(
+        self,
+        directory: SandboxDirectory,
+        lifeline: socket.socket,
+        pid: int,
+        agent: socket.socket | None = None,
+    ) -> None:
         self.directory = directory
         self.lifeline = lifeline
         self.pid = pid
+        self._agent = agent
         self.pidfd = os.pidfd_open(pid)
         self._reaped = False
 
@@ -68,9 +91,23 @@ class Supervisor:
                 pass  # the program around us collects its children by itself
             os.close(self.pidfd)
 
+    def take_agent(self) -> socket.socket | None:
+        """The connection to the agent, once; the caller closes it."""
+        agent, self._agent = self._agent, None
+        return agent
+
+    def leave(self) -> None:
+        """Let it go on by itself when the lifeline is closed. Does nothing if it has ended."""
+        try:
+            self.lifeline.send(msgpack.packb({"t": "leave"}))
+        except OSError:
+            pass  # there is nobody left to go on
+
     def close(self) -> None:
         """Let go of the lifeline: an attached sandbox ends by that."""
         self.lifeline.close()
+        if self._agent is not None:
+            self._agent.close()
 
 
 def launch(asked: Launch, directory: SandboxDirectory, lock: int, image_pin: int) -> Supervisor:
@@ -89,13 +126,20 @@ def launch(asked: Launch, directory: SandboxDirectory, lock: int, image_pin: int
     try:
         os.write(config, msgpack.packb(asked._asdict(), unicode_errors="surrogateescape"))
         os.lseek(config, 0, os.SEEK_SET)
-        pid, lifeline = _hand_over((config, log, lock, image_pin))
+        agent, theirs = socket.socketpair()
+        try:
+            pid, lifeline = _hand_over((config, log, lock, image_pin, theirs.fileno()))
+        except BaseException:
+            agent.close()
+            raise
+        finally:
+            theirs.close()
     except OSError as error:
         raise StartError(f"cannot start the supervisor: {error.strerror}") from error
     finally:
         for descriptor in (config, log, lock, image_pin):
             os.close(descriptor)
-    return Supervisor(directory, lifeline, pid)
+    return Supervisor(directory, lifeline, pid, agent)
 
 
 def _hand_over(descriptors: tuple[int, ...]) -> tuple[int, socket.socket]:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import msgpack
 
-from microsandbox._directory import SandboxDirectory, guard, is_locked
+from microsandbox._directory import SandboxDirectory, guard, is_locked, state_error
 
 
 class Status(StrEnum):
@@ -27,6 +27,8 @@ class Status(StrEnum):
     """It was asked for and has never been started."""
     STARTING = "starting"
     RUNNING = "running"
+    PAUSED = "paused"
+    """Its processors stand still until somebody resumes it; its memory stays where it is."""
     STOPPING = "stopping"
     STOPPED = "stopped"
     CRASHED = "crashed"
@@ -35,7 +37,7 @@ class Status(StrEnum):
     @property
     def active(self) -> bool:
         """Whether there is a supervisor."""
-        return self in (Status.STARTING, Status.RUNNING, Status.STOPPING)
+        return self in (Status.STARTING, Status.RUNNING, Status.PAUSED, Status.STOPPING)
 
 
 class Cause(StrEnum):
@@ -51,6 +53,8 @@ class Cause(StrEnum):
     """It belonged to a program that has ended."""
     MAX_DURATION = "max_duration"
     """It has run for as long as it may."""
+    COMMAND_ENDED = "command_ended"
+    """The command that it was there for (``msb run -d``) has ended."""
     IDLE_TIMEOUT = "idle_timeout"
     """For as long as it may be idle nothing went in or out."""
     GUEST = "guest"
@@ -67,7 +71,10 @@ class Life(NamedTuple):
 
     `pid` is the supervisor's, 0 until it has begun, and `ticks` when the kernel started that process:
     together they name it although numbers are used again. `vmm_exit` is the VMM's exit code, -N after
-    signal N. `cause` and `reason` are there at the end.
+    signal N. `cause` and `reason` are there at the end, and while it is being stopped. `stage`, `hint` and
+    `console` (the end of what was printed there) tell of a start that failed. `cpus` and `memory_mib` are
+    what the machine of this life has, whatever was modified since; None in records of earlier versions.
+    `exit_code` is that of the command it was there for, as `exit_code_of` has it; None while there is none.
     """
 
     status: str
@@ -80,11 +87,20 @@ class Life(NamedTuple):
     cause: str | None = None
     reason: str | None = None
     vmm_exit: int | None = None
+    stage: str | None = None
+    hint: str | None = None
+    console: str | None = None
+    cpus: int | None = None
+    memory_mib: int | None = None
+    exit_code: int | None = None
 
     @property
     def goes_on(self) -> bool:
         """Whether the record says that this life has not ended."""
         return self.status not in (Status.STOPPED, Status.CRASHED)
+
+
+_FIELDS = frozenset(Life._fields)
 
 
 class Seen(NamedTuple):
@@ -95,24 +111,75 @@ class Seen(NamedTuple):
     held: bool
 
 
+TIMED_OUT = 124
+"""The exit code of a command that was killed because its time was up."""
+
+
+def exit_code_of(code: object, number: object, *, timed_out: bool) -> int | None:
+    """What `msb` exits with for a command that ended with `code`, or by signal `number`; None if it ended
+    with neither."""
+    if timed_out:
+        return TIMED_OUT
+    if type(number) is int:
+        return 128 + number
+    return code if type(code) is int else None
+
+
 def begun() -> Life:
     """The record of a life that begins now and has no supervisor yet."""
     now = time.time_ns()
     return Life(Status.STARTING, now, now)
 
 
-def write(directory: SandboxDirectory, life: Life) -> None:
-    """Replace the record; for who holds the lock. A disk that is full does not end a sandbox for this."""
+def write(directory: SandboxDirectory, life: Life, *, quiet: bool = False) -> bool:
+    """Replace the record; for who holds the lock. False when it could not be written.
+
+    A disk that is full does not end a sandbox for this: the old record's place is used then. If that cannot
+    be either, there is no record rather than an old one. Unless `quiet`, standard error (the supervisor's
+    log) has the reason.
+    """
     path = f"{directory.path}/life"
+    packed = _packed(life)
     try:
-        descriptor = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(descriptor, msgpack.packb(life._asdict(), unicode_errors="surrogateescape"))
-        finally:
-            os.close(descriptor)
+        _put(f"{path}.new", os.O_CREAT | os.O_TRUNC, packed)
         os.replace(f"{path}.new", path)  # noqa: PTH105 - on the way of every start
     except OSError as error:
-        sys.stderr.write(f"cannot note in {path} that it is {life.status}: {error.strerror}\n")
+        if not quiet:
+            sys.stderr.write(f"cannot note in {path} that it is {life.status}: {error.strerror}\n")
+    else:
+        return True
+    _forget(f"{path}.new")
+    try:
+        # Not in one step: who reads in between finds what is no record.
+        _put(path, 0, packed)
+    except OSError:
+        _forget(path)
+        return False
+    return True
+
+
+def _put(path: str, flags: int, content: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | flags, 0o600)
+    try:
+        os.write(descriptor, content)
+        os.ftruncate(descriptor, len(content))
+    finally:
+        os.close(descriptor)
+
+
+def _forget(path: str) -> None:
+    """Remove what is not true, or of no use."""
+    try:
+        os.unlink(path)  # noqa: PTH108 - as above
+    except OSError:
+        pass  # there never was one, or who looks is misled
+
+
+def _packed(life: Life) -> bytes:
+    values = {key: value for key, value in life._asdict().items() if value is not None}
+    packed = msgpack.packb(values, unicode_errors="surrogateescape")
+    assert isinstance(packed, bytes)
+    return packed
 
 
 def read(directory: SandboxDirectory) -> Life | None:
@@ -127,9 +194,11 @@ def _read(path: str) -> Life | None:
         return None
     try:
         values = msgpack.unpackb(os.read(descriptor, 1 << 16), unicode_errors="surrogateescape")
-        life = Life(**{key: values[key] for key in Life._fields if key in values})
-        return life._replace(status=Status(life.status))
-    except (OSError, ValueError, TypeError, msgpack.exceptions.UnpackException):
+        values["status"] = Status(values["status"])
+        if not _FIELDS.issuperset(values):
+            values = {key: values[key] for key in Life._fields if key in values}  # of a later version
+        return Life(**values)
+    except (OSError, ValueError, TypeError, KeyError, msgpack.exceptions.UnpackException):
         return None
     finally:
         os.close(descriptor)
@@ -161,16 +230,19 @@ def look_at(home: Path, identifiers: Iterable[str], held: Iterable[str]) -> dict
 
 
 def directories(home: Path) -> dict[str, bool]:
-    """Every sandbox's directory by its id, and whether its lock is held."""
+    """Every sandbox's directory by its id, and whether its lock is held. Raises `StateError`."""
     parent = home / "sandboxes"
-    if not parent.is_dir():
-        return {}
-    with guard(parent, fcntl.LOCK_SH):
-        return {
-            entry.name: is_locked(f"{entry.path}/lock")
-            for entry in os.scandir(parent)
-            if not entry.name.startswith(".") and entry.is_dir()
-        }
+    try:
+        if not parent.is_dir():
+            return {}
+        with guard(parent, fcntl.LOCK_SH), os.scandir(parent) as entries:
+            return {
+                entry.name: is_locked(f"{entry.path}/lock")
+                for entry in entries
+                if not entry.name.startswith(".") and entry.is_dir()
+            }
+    except OSError as error:
+        raise state_error("read", parent, error) from error
 
 
 def open_supervisor(life: Life) -> int | None:

@@ -22,33 +22,42 @@ def machine(
     scratch: bool = False,
     cpus: int = DEFAULT_CPUS,
     memory_mib: int = DEFAULT_MEMORY_MIB,
+    more: tuple[Disk, ...] = (),
 ) -> VmSpec:
-    """A sandbox's machine: /dev/vdb is the image, /dev/vdc the upper. `scratch`: nobody will read the
-    upper when the machine has ended."""
+    """A sandbox's machine: /dev/vdb is the image, /dev/vdc the upper, then come `more`.
+    `scratch`: nobody will read the upper when the machine has ended."""
     return VmSpec(
         kernel=kernel.path,
         boot_disk=boot_disk.path,
         disks=(
             Disk(path=image, format=DiskFormat.VMDK, read_only=True),
             Disk(path=upper, scratch=scratch),
+            *more,
         ),
         vcpus=cpus,
         memory_mib=memory_mib,
     )
 
 
-# Programs and libraries with which most commands begin, whatever the image.
+# Programs and libraries with which most commands begin, and where they are looked for, whatever the image.
 _WARM = (
+    b"/usr/local/sbin",
+    b"/usr/local/bin",
+    b"/usr/sbin",
+    b"/usr/bin",
+    b"/sbin",
+    b"/bin",
     b"/bin/sh",
     b"/lib64/ld-linux-x86-64.so.2",
     b"/lib/ld-musl-x86_64.so.1",
     b"/lib/x86_64-linux-gnu/libc.so.6",
     b"/lib64/libc.so.6",
+    b"/etc/ld.so.cache",
     b"/etc/passwd",
     b"/etc/group",
 )
 
-IMAGE_DISK, UPPER_DISK = 0, 1
+IMAGE_DISK, UPPER_DISK, FIRST_DISK = 0, 1, 2
 """Places among the machine's disks."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,8 @@ from microsandbox.errors import AlreadyExists, SandboxNotFound, StillRunning
 
 if TYPE_CHECKING:
     from microsandbox_oci import Image
+
+    from microsandbox.patch import Patch
 
 
 def begin(
@@ -28,6 +31,7 @@ def begin(
     attached: bool = True,
     ephemeral: bool = False,
     labels: tuple[tuple[str, str], ...] = (),
+    patches: Sequence[Patch] = (),
 ) -> Pending:
     """`_create.begin`, after which there is one sandbox of this name and it is the new one.
 
@@ -39,7 +43,7 @@ def begin(
         try:
             return _create.begin(
                 home, image, config, shown_image=shown_image, name=name, attached=attached,
-                ephemeral=ephemeral, labels=labels, instead_of=held,
+                ephemeral=ephemeral, labels=labels, patches=patches, instead_of=held,
             )  # fmt: skip
         except AlreadyExists:
             if held is not None:

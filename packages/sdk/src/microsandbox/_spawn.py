@@ -11,7 +11,7 @@ import os
 import sys
 
 _MODULE = "microsandbox.supervisor"
-_PACKAGES = ("microsandbox", "microsandbox_core", "msgpack")
+_PACKAGES = ("microsandbox", "microsandbox_core", "microsandbox_net", "microsandbox_fs", "msgpack")
 # What the `site` module and `-m` do takes a fifth of an interpreter's start.
 _BOOTSTRAP = (
     "import sys; sys.path += sys.argv[3:]\n"
@@ -116,5 +116,5 @@ def _place(package: str) -> str | None:
 
 def _environment() -> dict[str, str]:
     """The few variables a supervisor reads. Nothing else of the caller's: it may hold secrets."""
-    wanted = ("PATH", "MSB_QEMU", "MSB_KERNEL", "MSB_LIBKRUNFW", "LANG", "LC_ALL", "TMPDIR")
+    wanted = ("PATH", "MSB_QEMU", "MSB_KERNEL", "MSB_LIBKRUNFW", "MSB_CGROUP", "LANG", "LC_ALL", "TMPDIR")
     return {name: os.environ[name] for name in wanted if name in os.environ}

@@ -7,7 +7,7 @@ version is SQLite's `user_version`; a newer one is refused without writing.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -97,6 +97,19 @@ class State:
                 hint=f"choose another name, remove it (msb rm {record.name}), or use --replace",
             ) from error
 
+    def change(self, identifier: str, make: Callable[[Record], Record | None]) -> Record | None:
+        """Replace configuration and labels of a sandbox by what `make` makes of its record, None for no
+        change, in one step with reading it. The record as it is then; None if there is no such sandbox."""
+        with self._transaction() as connection:
+            found = _select(connection, "id = ?", (identifier,))
+            changed = None if found is None else make(found)
+            if changed is None:
+                return found
+            connection.execute("UPDATE sandboxes SET config = ? WHERE id = ?", (changed.config, identifier))
+            connection.execute("DELETE FROM labels WHERE sandbox = ?", (identifier,))
+            _label(connection, identifier, dict(changed.labels))
+        return changed
+
     def find(self, name: str) -> Record | None:
         """The sandbox of this name or id."""
         return self._find("name = ? OR id = ? ORDER BY name = ? DESC", (name, name, name))
@@ -107,13 +120,7 @@ class State:
 
     def _find(self, condition: str, values: tuple[str, ...]) -> Record | None:
         with self._reading() as connection:
-            row = connection.execute(f"SELECT * FROM sandboxes WHERE {condition}", values).fetchone()
-            if row is None:
-                return None
-            labels = connection.execute(
-                "SELECT key, value FROM labels WHERE sandbox = ? ORDER BY key", (row[0],)
-            ).fetchall()
-        return _record(row, labels)
+            return _select(connection, condition, values)
 
     def all(self) -> list[Record]:
         """Every sandbox, oldest first."""
@@ -203,18 +210,19 @@ class State:
         return connection
 
     def _error(self, error: sqlite3.Error) -> StateError:
-        message = str(error)
+        message, code = str(error), None
         if "readonly" in message or "unable to open" in message:
             hint = "make the directory writable for you, or set MSB_HOME to one that is"
         elif "full" in message:
             hint = "free some space, or set MSB_HOME to a directory on another file system"
+            code = "no_space"
         elif "locked" in message:
             hint = "another msb command holds it; if none runs, look for a stuck one with `fuser`"
         elif "malformed" in message or "not a database" in message:
             hint = f"move {self.path} away; images stay, named sandboxes have to be created again"
         else:
             hint = "run `msb doctor`"
-        return StateError(f"the state database {self.path}: {message}", hint=hint)
+        return StateError(f"the state database {self.path}: {message}", hint=hint, code=code)
 
 
 def _migrate(connection: sqlite3.Connection, version: int) -> None:
@@ -230,6 +238,16 @@ def _migrate(connection: sqlite3.Connection, version: int) -> None:
             _label(connection, identifier, stored_labels(config))
     if version < SCHEMA_VERSION:
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def _select(connection: sqlite3.Connection, condition: str, values: tuple[str, ...]) -> Record | None:
+    row = connection.execute(f"SELECT * FROM sandboxes WHERE {condition}", values).fetchone()
+    if row is None:
+        return None
+    labels = connection.execute(
+        "SELECT key, value FROM labels WHERE sandbox = ? ORDER BY key", (row[0],)
+    ).fetchall()
+    return _record(row, labels)
 
 
 def _label(connection: sqlite3.Connection, identifier: str, labels: Mapping[str, str]) -> None:

@@ -3,9 +3,11 @@
 ::
 
     MicrosandboxError            .code  .hint
-    ├── ConfigError              a setting that cannot be used
+    ├── ConfigError              a setting that cannot be used; also a ValueError
+    │   └── NetworkPolicyError   a network policy, or a rule of one
     ├── ImageError
     │   ├── ImageNotFound
+    │   ├── PullFailed           its registry did not give it
     │   ├── ImageInUse
     │   └── ImageInvalid
     ├── StartError
@@ -15,14 +17,22 @@
     │   ├── SandboxNotFound
     │   ├── AlreadyExists
     │   ├── NotRunning
+    │   │   └── Paused           its processors stand still
+    │   ├── Unsupported          the VMM that runs it cannot do what was asked
     │   ├── StillRunning
     │   └── Replaced             another sandbox of its name took its place
     ├── ExecError
     │   ├── ExecFailed           .kind
     │   ├── ExecTimeout          .output
+    │   ├── NetworkLost          the sandbox goes on without its network
     │   └── OutcomeUnknown
     ├── FilesystemError          .errno
-    │   └── PathNotFound
+    │   ├── PathNotFound
+    │   └── WorkspaceConflict    .conflicts
+    ├── VolumeError              .kind
+    │   ├── VolumeNotFound
+    │   ├── VolumeExists
+    │   └── VolumeInUse          a sandbox has it, or another one writes to it
     ├── PoolClosed               a pool gives out no sandboxes any more, or not yet
     └── StateError               the state directory or its database cannot be used
 """
@@ -50,10 +60,16 @@ class MicrosandboxError(Exception):
             self.code = code
 
 
-class ConfigError(MicrosandboxError):
+class ConfigError(MicrosandboxError, ValueError):
     """A setting that cannot be used; the message names it."""
 
     code = "config"
+
+
+class NetworkPolicyError(ConfigError):
+    """A network policy, a rule, or a question to one, that is not what it has to be."""
+
+    code = "network_policy"
 
 
 class ImageError(MicrosandboxError):
@@ -66,6 +82,12 @@ class ImageNotFound(ImageError):
     """No image of that name is in the store."""
 
     code = "image_not_found"
+
+
+class PullFailed(ImageError):
+    """A registry did not give the image: not found, denied, unreachable or misbehaving; see `code`."""
+
+    code = "pull_failed"
 
 
 class ImageInvalid(ImageError):
@@ -128,6 +150,23 @@ class NotRunning(SandboxError):
     code = "not_running"
 
 
+class Paused(NotRunning):
+    """The sandbox is paused: nothing can be done in it until it is resumed."""
+
+    code = "paused"
+
+
+def paused(name: str) -> Paused:
+    """The error for whatever is asked of the sandbox of this name."""
+    return Paused(f"the sandbox {name!r} is paused", hint=f"let it go on: msb resume {name}")
+
+
+class Unsupported(SandboxError):
+    """The VMM that runs the sandbox, or this host, cannot do what was asked; the message says why."""
+
+    code = "unsupported"
+
+
 class StillRunning(SandboxError):
     """The sandbox has to be stopped first."""
 
@@ -173,6 +212,13 @@ class OutcomeUnknown(ExecError):
     code = "outcome_unknown"
 
 
+class NetworkLost(ExecError):
+    """A command ended in a sandbox that had lost its network before or meanwhile: what it could not reach
+    says nothing. What it printed has been passed on; the sandbox goes on without a network."""
+
+    code = "network_lost"
+
+
 class FilesystemError(MicrosandboxError):
     """Something could not be done to a file of a sandbox, or of the host while copying; `errno` as in
     the `errno` module, if a system call failed."""
@@ -190,6 +236,53 @@ class PathNotFound(FilesystemError):
     """There is nothing at that path."""
 
     code = "path_not_found"
+
+
+class WorkspaceConflict(FilesystemError):
+    """The host has changed what a sandbox has changed as well: nothing was brought to it. `conflicts`: paths
+    in the sandbox, and what the host did."""
+
+    code = "workspace_conflict"
+
+    def __init__(self, name: str, conflicts: list[tuple[str, str]]) -> None:
+        listed = "; ".join(f"{path}: {reason}" for path, reason in conflicts[:10])
+        more = f"; and {len(conflicts) - 10} more" if len(conflicts) > 10 else ""
+        super().__init__(
+            f"the host has changed meanwhile what {name!r} has changed: {listed}{more}",
+            hint=f"look at them, then have the sandbox's version with: msb apply --force {name} PATH",
+        )
+        self.conflicts = conflicts
+
+
+class VolumeError(MicrosandboxError):
+    """A volume or a disk image cannot be used. `kind`, which is also the `code`, is one of
+    ``volume_not_found``, ``volume_exists``, ``volume_in_use``, ``volume_damaged``, ``disk_refused`` (no image
+    that may be attached) and ``disk_in_use``."""
+
+    code = "volume"
+
+    @property
+    def kind(self) -> str:
+        """The code."""
+        return self.code
+
+
+class VolumeNotFound(VolumeError):
+    """There is no volume of that name."""
+
+    code = "volume_not_found"
+
+
+class VolumeExists(VolumeError):
+    """A volume of that name exists."""
+
+    code = "volume_exists"
+
+
+class VolumeInUse(VolumeError):
+    """A sandbox has it, or somebody who writes to it does."""
+
+    code = "volume_in_use"
 
 
 class PoolClosed(MicrosandboxError):
@@ -224,12 +317,16 @@ def _foreign() -> tuple[type[Exception], ...]:
         found.append(sys.modules["microsandbox_core.errors"].CoreError)
     if "microsandbox_oci" in sys.modules:
         found.append(sys.modules["microsandbox_oci"].ImageError)
+    if "microsandbox_net" in sys.modules:
+        found.append(sys.modules["microsandbox_net"].PolicyError)
     return tuple(found)
 
 
 def _translate(error: Exception) -> MicrosandboxError:
     if type(error).__module__.startswith("microsandbox_oci"):
         return _from_oci(error)
+    if type(error).__module__.startswith("microsandbox_net"):
+        return NetworkPolicyError(str(error), hint=getattr(error, "hint", None))
     return _from_core(error)
 
 
@@ -240,10 +337,15 @@ def _from_core(error: Exception) -> MicrosandboxError:
     code: str | None = getattr(error, "code", None)
     if isinstance(error, core.BootFailed):
         return BootFailed(str(error), stage=error.stage, console=error.console, hint=hint)
+    if isinstance(error, core.DiskRefused):
+        kind = VolumeInUse if isinstance(error, core.DiskInUse) else VolumeError
+        return kind(str(error), hint=hint, code=code)
     if isinstance(error, core.StorageError):
         return StateError(str(error), hint=hint, code=code)
     if isinstance(error, core.SpecInvalid):
         return ConfigError(str(error), hint=hint)
+    if isinstance(error, core.Unsupported):
+        return Unsupported(str(error), hint=hint, code=code)
     if isinstance(error, core.VmmError):
         return NoHypervisor(str(error), hint=hint, code=code)
     if isinstance(error, core.CoreError):
@@ -263,6 +365,8 @@ def _from_oci(error: Exception) -> MicrosandboxError:
         return ImageInUse(message, hint=hint, code=code)
     if isinstance(error, oci.ImageInvalid):
         return ImageInvalid(message, hint=hint, code=code)
+    if isinstance(error, oci.RegistryError):
+        return PullFailed(message, hint=hint, code=code)
     if isinstance(error, oci.StoreError):
         return StateError(message, hint=hint or "check MSB_HOME, and its file system", code=code)
     return ImageError(message, hint=hint, code=code)

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from microsandbox_core.agent import Finished, Stderr, StdinClosed, Stdout, TerminalSize
 from microsandbox_core.agent import Stdin as ProcessStdin
 from microsandbox_core.channel import ChannelError, ConnectionLost, RequestFailed
 from microsandbox_core.channel import OutcomeUnknown as ChannelOutcomeUnknown
 
-from microsandbox.errors import ExecError, ExecFailed, ExecTimeout, NotRunning, OutcomeUnknown
+from microsandbox._denials import Window
+from microsandbox.errors import ExecError, ExecFailed, ExecTimeout, NetworkLost, NotRunning, OutcomeUnknown
 
 if TYPE_CHECKING:
-    from microsandbox_core.agent import AgentClient, Process
+    from microsandbox_core.agent import AgentClient, Process, ProcessEvent
+
+    from microsandbox.audit import AuditRecord
 
 _CHUNK = 1 << 16
+
+COLLECT_LIMIT = 64 << 20
+"""Bytes of each kind of output that `ExecHandle.collect` keeps: a command must not fill the host's memory."""
 
 _FAILURE_HINTS = {
     "not_found": "check the spelling, and that the image has it; a path is looked up inside the sandbox",
@@ -71,7 +78,9 @@ class Terminal:
 @dataclass(frozen=True, slots=True)
 class ExecOutput:
     """What a finished command left: `exit_code`, or `signal` if one killed it, its output, and
-    `duration` in seconds as seen from here. `oom_killed`: the guest ran out of memory and killed it."""
+    `duration` in seconds as seen from here. `oom_killed`: the guest ran out of memory and killed it.
+    `truncated`: there was more output than `COLLECT_LIMIT`, of which this is the beginning. `denied`: what
+    the sandbox's network denied while the command ran, to whomever in it; at most the last thousand."""
 
     exit_code: int | None
     signal: int | None
@@ -80,6 +89,8 @@ class ExecOutput:
     stdout_bytes: bytes
     stderr_bytes: bytes
     duration: float
+    truncated: bool = False
+    denied: tuple[AuditRecord, ...] = ()
 
     @property
     def success(self) -> bool:
@@ -97,20 +108,51 @@ class ExecOutput:
         return self.stderr_bytes.decode(errors="replace")
 
 
-@dataclass(frozen=True, slots=True)
-class ExecEvent:
-    """One thing that happened: `kind` is ``stdout``, ``stderr``, ``stdin_closed`` or ``exited``.
+class ExecStarted(NamedTuple):
+    """The first event: the command runs, as this process in the sandbox."""
 
-    `data` is output; `exit_code` or `signal`, `timed_out` and `oom_killed` tell the end, which is the
-    last event and comes when the output is complete.
-    """
+    pid: int
+    kind: Literal["started"] = "started"
 
-    kind: str
-    data: bytes = b""
-    exit_code: int | None = None
-    signal: int | None = None
+
+class ExecStdout(NamedTuple):
+    """A piece of standard output, or of what is written to the terminal; it ends where the command happened
+    to write."""
+
+    data: bytes
+    kind: Literal["stdout"] = "stdout"
+
+
+class ExecStderr(NamedTuple):
+    """A piece of standard error."""
+
+    data: bytes
+    kind: Literal["stderr"] = "stderr"
+
+
+class ExecStdinError(NamedTuple):
+    """No more input reaches the command. `reason`: ``closed``, it has closed its standard input, which many
+    do that have read enough; ``unreadable``, the file that it was to read could not be read."""
+
+    reason: Literal["closed", "unreadable"]
+    message: str
+    kind: Literal["stdin_error"] = "stdin_error"
+
+
+class ExecExited(NamedTuple):
+    """The last event: the command has ended, with `exit_code` or by `signal`, and its output is complete.
+    `oom_killed`: the guest ran out of memory and killed it."""
+
+    exit_code: int | None
+    signal: int | None
     timed_out: bool = False
     oom_killed: bool = False
+    kind: Literal["exited"] = "exited"
+
+
+ExecEvent = ExecStarted | ExecStdout | ExecStderr | ExecStdinError | ExecExited
+"""What a command does, in the order in which it does it. A command that cannot be started has no events:
+`exec_stream` raises `ExecFailed`."""
 
 
 class StdinSink:
@@ -142,20 +184,53 @@ class ExecHandle:
     Output that nobody takes stops the command at its next write: nothing is buffered without bound.
     """
 
-    def __init__(self, process: Process, stdin: Stdin, began: float, command: str, *, tty: bool) -> None:
+    def __init__(
+        self,
+        process: Process,
+        stdin: Stdin,
+        began: float,
+        command: str,
+        *,
+        tty: bool,
+        window: Window | None = None,
+    ) -> None:
         self._process = process
+        self._window = window
         self._tty = tty
         self._began = began
         self._command = command
         self._sink = None if process.stdin is None else StdinSink(process.stdin)
         self._feeder: asyncio.Task[None] | None = None
+        self._unreadable: ExecError | None = None
+        # Events that have happened and that nobody has taken.
+        self._ready: deque[ExecEvent] = deque([ExecStarted(process.pid)])
         if stdin.kind in ("bytes", "file"):
             self._feeder = asyncio.create_task(self._feed(stdin))
+
+    @property
+    def id(self) -> str:
+        """Tells it from the other commands of this connection."""
+        return str(self._process.id)
 
     @property
     def pid(self) -> int:
         """Process id inside the sandbox."""
         return self._process.pid
+
+    @property
+    def command(self) -> str:
+        """The program, as it was asked for."""
+        return self._command
+
+    @property
+    def tty(self) -> bool:
+        """Whether it has a terminal."""
+        return self._tty
+
+    @property
+    def has_stdin(self) -> bool:
+        """Whether it has an input that `take_stdin` gives."""
+        return self._sink is not None and self._feeder is None
 
     def take_stdin(self) -> StdinSink:
         """The writing end, for a command that was started with `Stdin.pipe()`. Raises `ExecError`."""
@@ -164,39 +239,65 @@ class ExecHandle:
         return self._sink
 
     def __aiter__(self) -> AsyncIterator[ExecEvent]:
-        return self._events()
+        """The events that nobody has taken yet, to the last one. Raises `OutcomeUnknown` in its place if the
+        sandbox ended before the command."""
+        return self
 
-    async def _events(self) -> AsyncIterator[ExecEvent]:
-        try:
-            async for event in self._process:
-                if isinstance(event, Stdout):
-                    yield ExecEvent("stdout", event.data)
-                elif isinstance(event, Stderr):
-                    yield ExecEvent("stderr", event.data)
-                elif isinstance(event, StdinClosed):
-                    yield ExecEvent("stdin_closed")
-                elif isinstance(event, Finished):
-                    status = event.status
-                    yield ExecEvent(
-                        "exited",
-                        exit_code=status.code,
-                        signal=status.signal,
-                        timed_out=status.timed_out,
-                        oom_killed=status.oom_killed,
-                    )
-        except ChannelError as error:
-            raise _lost(self._command, error) from error
-        finally:
-            if self._feeder is not None:
-                self._feeder.cancel()
+    async def __anext__(self) -> ExecEvent:
+        event = await self.recv()
+        if event is None:
+            raise StopAsyncIteration
+        return event
+
+    async def recv(self) -> ExecEvent | None:
+        """The next event; None when there are no more. Raises `OutcomeUnknown`."""
+        while not self._ready:
+            try:
+                happened = await anext(self._process, None)
+            except ChannelError as error:
+                self._stop_feeding()
+                raise lost(self._command, error) from error
+            if happened is None:
+                self._stop_feeding()
+                return None
+            self._take(happened)
+        return self._ready.popleft()
+
+    def _take(self, happened: ProcessEvent) -> None:
+        if isinstance(happened, Stdout):
+            self._ready.append(ExecStdout(happened.data))
+        elif isinstance(happened, Stderr):
+            self._ready.append(ExecStderr(happened.data))
+        elif isinstance(happened, StdinClosed):
+            message = f"{self._command} has closed its standard input"
+            self._ready.append(ExecStdinError("closed", message))
+        elif isinstance(happened, Finished):
+            self._stop_feeding()
+            if self._unreadable is not None:
+                self._ready.append(ExecStdinError("unreadable", str(self._unreadable)))
+            self._ready.append(ExecExited(*happened.status))
+
+    def _stop_feeding(self) -> None:
+        if self._feeder is not None:
+            self._feeder.cancel()
 
     async def collect(self) -> ExecOutput:
-        """All output, when the command has ended. Raises `ExecTimeout` and `OutcomeUnknown`."""
+        """All output that nobody has taken yet, when the command has ended.
+
+        At most `COLLECT_LIMIT` bytes of each kind are kept; what is beyond is read and thrown away. Iterate,
+        to have all of more.
+
+        Raises `ExecTimeout`, `OutcomeUnknown`, and `ExecError` if its input could not be read to the end.
+        """
         output = {"stdout": bytearray(), "stderr": bytearray()}
-        end: ExecEvent | None = None
+        truncated = False
+        end: ExecExited | None = None
         async for event in self:
-            if event.kind in output:
-                output[event.kind] += event.data
+            if event.kind == "stdout" or event.kind == "stderr":
+                kept = output[event.kind]
+                room = COLLECT_LIMIT - len(kept)
+                truncated = truncated or len(event.data) > room
+                kept += event.data[:room]
             elif event.kind == "exited":
                 end = event
         if end is None:
@@ -209,13 +310,22 @@ class ExecHandle:
             bytes(output["stdout"]),
             bytes(output["stderr"]),
             monotonic() - self._began,
+            truncated,
+            await self._denied(),
         )
+        if self._unreadable is not None:
+            raise self._unreadable
         if found.timed_out:
             raise ExecTimeout(f"{self._command} was killed at its time limit", output=found)
         return found
 
-    async def wait(self) -> ExecEvent:
-        """Wait for the end, throwing the rest of the output away."""
+    async def _denied(self) -> tuple[AuditRecord, ...]:
+        if self._window is None or self._window.is_empty:
+            return ()
+        return await asyncio.to_thread(self._window.denied)
+
+    async def wait(self) -> ExecExited:
+        """Wait for the end, throwing the rest of the output away. Raises `OutcomeUnknown`."""
         end: ExecEvent | None = None
         async for event in self:
             end = event
@@ -245,16 +355,17 @@ class ExecHandle:
         """Whether `detach` has left the command to itself."""
         return self._process.detached
 
-    async def detach(self) -> None:
-        """Leave the command to itself: it goes on without this connection, and what it writes is thrown away.
+    async def detach(self, *, last: bool = False) -> None:
+        """Leave the command to itself: it goes on without this connection, what it writes is in the log, and
+        `Sandbox.join` joins it again. `last`: the sandbox is stopped when the command has ended.
 
         Iterating ends without an ``exited`` event. Raises `ExecError` if the command has ended,
         `OutcomeUnknown` if the sandbox has.
         """
         try:
-            await self._process.detach()
+            await self._process.detach(last=last)
         except ChannelError as error:
-            raise _lost(self._command, error) from error
+            raise lost(self._command, error) from error
 
     def close_output(self, kind: str) -> None:
         """Take no more of ``stdout`` or ``stderr``: the command's next write there gets SIGPIPE. A terminal
@@ -270,9 +381,15 @@ class ExecHandle:
                 with stdin.path.open("rb") as file:
                     while data := await asyncio.to_thread(file.read, _CHUNK):
                         await self._sink.write(data)
-            await self._sink.close()
         except ExecError:
-            pass  # the command does not read all of it, which is its right
+            return  # the command does not read all of it, which is its right
+        except OSError as error:
+            self._unreadable = ExecError(
+                f"stdin: {stdin.path} could not be read: {error.strerror}; {self._command} got a part of it",
+                hint="check the file, and run the command again",
+                code="stdin_unreadable",
+            )
+        await self._sink.close()
 
 
 async def start_command(
@@ -285,12 +402,16 @@ async def start_command(
     timeout: float | None,
     stdin: Stdin,
     tty: Terminal | None,
-    rlimits: Mapping[str, tuple[int, int]],
+    rlimits: Sequence[tuple[str, int, int]],
+    main: bool = False,
+    keep: bool = False,
+    network_log: Path | None = None,
 ) -> ExecHandle:
-    """Start a command through the agent; see `Sandbox.exec_stream`."""
+    """Start a command through the agent; see `Sandbox.exec_stream`. `network_log`: where denials are."""
     if stdin.path is not None and not stdin.path.is_file():
         raise ExecError(f"stdin: {stdin.path} is not a file", code="no_stdin")
     began = monotonic()
+    window = None if network_log is None else Window(network_log)
     try:
         process = await client.exec(
             argv,
@@ -298,15 +419,19 @@ async def start_command(
             cwd=cwd,
             user=user,
             stdin="null" if stdin.kind == "null" else "pipe",
-            rlimits=[(name, soft, hard) for name, (soft, hard) in rlimits.items()],
+            rlimits=rlimits,
             timeout=timeout,
             tty=None if tty is None else TerminalSize(tty.rows, tty.cols),
+            main=main,
+            keep=keep,
         )
     except RequestFailed as error:
+        if error.kind == NetworkLost.code:  # it has ended by the time its start is told
+            raise lost(argv[0], error) from error
         raise _refused(argv[0], cwd, user, error) from error
     except ChannelError as error:
-        raise _lost(argv[0], error) from error
-    return ExecHandle(process, stdin, began, argv[0], tty=tty is not None)
+        raise lost(argv[0], error) from error
+    return ExecHandle(process, stdin, began, argv[0], tty=tty is not None, window=window)
 
 
 def _refused(command: str, cwd: str | None, user: str | None, error: RequestFailed) -> ExecFailed:
@@ -319,9 +444,13 @@ def _refused(command: str, cwd: str | None, user: str | None, error: RequestFail
     return ExecFailed(what, kind=error.kind, hint=_FAILURE_HINTS.get(error.kind))
 
 
-def _lost(command: str, error: ChannelError) -> ExecError | NotRunning:
+def lost(command: str, error: ChannelError) -> ExecError | NotRunning:
+    """What the end of a connection means to somebody who has, or wanted to have, a command at it."""
     if isinstance(error, ConnectionLost):
         return NotRunning(f"the sandbox is not running any more; {command} was not started")
     if isinstance(error, ChannelOutcomeUnknown):
         return OutcomeUnknown(str(error))
+    if isinstance(error, RequestFailed) and error.kind == NetworkLost.code:
+        hint = error.details.get("hint")
+        return NetworkLost(error.message, hint=hint if isinstance(hint, str) else None)
     return ExecError(f"{command}: {error}", code=error.code)

@@ -6,7 +6,7 @@ import asyncio
 import os
 import re
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -330,9 +330,11 @@ async def _in_thread(read: Callable[[], list[LogLine] | None], name: str) -> lis
         ) from error
 
 
-def _waiter(directory: SandboxDirectory, name: str) -> _Waiter:
+def _waiter(directory: SandboxDirectory, name: str, files: Sequence[Path] | None = None) -> _Waiter:
+    if files is None:
+        files = (directory.console_log, directory.supervisor_log)
     try:
-        return _Waiter(directory)
+        return _Waiter(directory, files)
     except OSError as error:
         raise StateError(
             f"the log of {name!r} cannot be followed: {error.strerror}",
@@ -341,13 +343,14 @@ def _waiter(directory: SandboxDirectory, name: str) -> _Waiter:
 
 
 class _Waiter:
-    """Waits for something new in a sandbox's directory, or for the sandbox's end.
+    """Waits for something new in a sandbox's logs or in these files of its directory, or for its end.
 
     Made before the first look at the log, so that nothing falls between that and the first wait.
     """
 
-    def __init__(self, directory: SandboxDirectory) -> None:
+    def __init__(self, directory: SandboxDirectory, files: Sequence[Path]) -> None:
         self._directory = directory
+        self._files = files
         self._pidfd: int | None = None
         self._watch = Watch()
         try:
@@ -385,8 +388,8 @@ class _Waiter:
         directory = self._directory
         self._watch.add(directory.path, CREATE | MOVED_TO)
         self._watch.add(directory.logs, CREATE | MODIFY)
-        self._watch.add(directory.console_log, MODIFY)
-        self._watch.add(directory.supervisor_log, MODIFY)
+        for path in self._files:
+            self._watch.add(path, MODIFY)
 
     def _find(self) -> int | None:
         life = _life.read(self._directory)

@@ -6,37 +6,22 @@ import asyncio
 import os
 import select
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from typing import Final, Self, TypedDict, Unpack
+from collections.abc import Callable
+from typing import Final, Self, Unpack
 
 from microsandbox_core import env as environment
 
 from microsandbox import _config, _create
 from microsandbox._launch import Supervisor
 from microsandbox.errors import ConfigError, MicrosandboxError, PoolClosed, StartError
+from microsandbox.image import ImageArgument, image_text
+from microsandbox.options import SandboxOptions
 from microsandbox.sandbox import Sandbox
 
 FIRST_PAUSE: Final = 0.1
 """Seconds without starts after one that failed; doubled for each further failure in a row."""
 LONGEST_PAUSE: Final = 10.0
 """Seconds that such a pause has at most."""
-
-
-class SandboxOptions(TypedDict, total=False):
-    """The parameters of `Sandbox.create` that a pool passes on to it."""
-
-    cpus: int
-    memory: int | str
-    workdir: str | None
-    user: str | None
-    hostname: str | None
-    entrypoint: Sequence[str] | None
-    cmd: Sequence[str] | None
-    env: Mapping[str, str] | None
-    labels: Mapping[str, str] | None
-    vmm: str
-    require_kvm: bool
-    cold: bool
 
 
 class SandboxPool:
@@ -54,7 +39,12 @@ class SandboxPool:
     """
 
     def __init__(
-        self, *, image: str, size: int, concurrency: int | None = None, **options: Unpack[SandboxOptions]
+        self,
+        *,
+        image: ImageArgument,
+        size: int,
+        concurrency: int | None = None,
+        **options: Unpack[SandboxOptions],
     ) -> None:
         """`image` and `options`: as for `Sandbox.create`. `size`: sandboxes that are idle or being
         started at most, not counting those handed out. `concurrency`: how many of them are being
@@ -154,7 +144,14 @@ class SandboxPool:
     # -------------------------------------------------------------- what the tests of the logic replace
 
     async def _find_image(self) -> None:
-        await asyncio.to_thread(_create.resolve_image, environment.home(), self._image)
+        await asyncio.to_thread(
+            _create.resolve_image,
+            environment.home(),
+            image_text(self._image),
+            pull=self._options.get("pull_policy", "if-missing"),
+            credentials=self._options.get("registry_auth"),
+            insecure=self._options.get("registry_insecure", False),
+        )
 
     async def _start(self) -> Sandbox:
         return await Sandbox.create(image=self._image, **self._options)
@@ -362,6 +359,25 @@ def _checked(options: SandboxOptions) -> SandboxOptions:
         checked["cmd"] = tuple(cmd)
     if (env := options.get("env")) is not None:
         checked["env"] = dict(_config.check_env(env))
+    if (scripts := options.get("scripts")) is not None:
+        checked["scripts"] = dict(scripts)
+    if (tmpfs := options.get("tmpfs")) is not None:
+        checked["tmpfs"] = dict(tmpfs)
+    if (volumes := options.get("volumes")) is not None:
+        from microsandbox.mounts import with_mounts
+
+        checked["volumes"] = dict(volumes)
+        with_mounts(_config.SandboxConfig(), volumes)
+    if "patches" in options:
+        checked["patches"] = tuple(options["patches"])
+    if (network := options.get("network")) is not None:
+        from microsandbox.network import network_config
+
+        if network_config(network).ports:
+            raise ConfigError(
+                "network: the sandboxes of a pool cannot all have the same ports of the host",
+                hint="create those that publish ports with Sandbox.create",
+            )
     if (labels := options.get("labels")) is not None:
         checked["labels"] = dict(labels)
     return checked

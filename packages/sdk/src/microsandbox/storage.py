@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,13 +16,13 @@ from microsandbox_core import artifacts
 from microsandbox_core.errors import StorageError
 from microsandbox_core.templates import Templates
 
-from microsandbox import _create, _derived
+from microsandbox import _create, _derived, _trees, _volumes
 from microsandbox._derived import Derived, DerivedKind
 from microsandbox._directory import SandboxDirectory, guard
 from microsandbox._state import Record, State
 from microsandbox.errors import ImageError, MicrosandboxError, translated
 
-__all__ = ["Kind", "Pruned", "Removed", "Usage", "prune", "usage"]
+__all__ = ["Kind", "Pruned", "Removed", "Usage", "allocated", "prune", "usage"]
 
 
 class Kind(StrEnum):
@@ -37,6 +38,7 @@ class Kind(StrEnum):
     """Of what was found out about the host: whether KVM works, how fast its counter is."""
     RUNNING = "running_sandboxes"
     STOPPED = "stopped_sandboxes"
+    VOLUMES = "volumes"
     LEFTOVERS = "leftovers"
     """Of crashes: sandboxes that belong to nothing, temporary files and locks whose owners are dead."""
     OTHER = "other"
@@ -45,7 +47,8 @@ class Kind(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Usage:
     """One kind: how many there are, bytes on disk, and how many of those can go without a sandbox losing
-    anything. For images that is what no sandbox is made from, for the rest what `prune` removes."""
+    anything. For images that is what no sandbox is made from, for volumes what none has, for the rest what
+    `prune` removes unless it is told more."""
 
     kind: Kind
     count: int
@@ -56,7 +59,7 @@ class Usage:
 @dataclass(frozen=True, slots=True)
 class Removed:
     """A thing that `prune` removed, or would. `kind`: ``sandbox``, ``template``, ``kernel``, ``boot_disk``,
-    ``upper``, ``record``, ``temporary`` or ``lock``."""
+    ``upper``, ``record``, ``temporary``, ``lock`` or ``volume``."""
 
     kind: str
     name: str
@@ -86,21 +89,21 @@ def usage(home: Path) -> list[Usage]:
         derived = _derived.files(home, installed)
         sandboxes = _sandboxes(home)
         leftovers = [*(path for _, path in sandboxes.leftovers), *_temporary(home), *_dead_locks(home)]
-        images = [path for path in _entries(cache / "images") if len(path.name) == 64]
+        images = {digest for _, digest in _image_directories(cache)}
         records = [item.path for item in derived if item.path.parent == cache]
         superseded = _superseded(derived, sandboxes)
-        store = [cache / name for name in ("images", "layers", "refs", "rootfs")]
+        store = [cache / name for name in ("images", "layers", "refs", "rootfs", "blobs", "downloads")]
         found: list[Usage] = []
         measured: set[Path] = set()
 
         def add(kind: Kind, count: int, paths: Sequence[Path], reclaimable: int | None = None) -> None:
-            size = sum(_allocated(path, measured) for path in paths)
+            size = sum(allocated(path, measured) for path in paths)
             measured.update(paths)
             found.append(Usage(kind, count, size, size if reclaimable is None else reclaimable))
 
         def add_derived(kind: Kind, sort: DerivedKind, paths: Sequence[Path]) -> None:
             here = [item for item in derived if item.path in paths or item.path.parent in paths]
-            reclaimable = sum(_allocated(item.path) for item in here if item in superseded)
+            reclaimable = sum(allocated(item.path) for item in here if item in superseded)
             add(kind, sum(item.kind is sort for item in here), paths, reclaimable)
 
         # First: they lie in directories of the other kinds and are counted once.
@@ -114,14 +117,16 @@ def usage(home: Path) -> list[Usage]:
         add_derived(Kind.RECORDS, DerivedKind.RECORD, records)
         add(Kind.RUNNING, len(sandboxes.running), sandboxes.running, 0)
         add(Kind.STOPPED, len(sandboxes.stopped), sandboxes.stopped, 0)
+        named = [path for path in _entries(home / "volumes") if path.name[0] != "."]
+        add(Kind.VOLUMES, len(named), named, sum(allocated(path) for path in _unused_volumes(home)))
         add(Kind.OTHER, _count_files(home, measured), [home], 0)
         order = list(Kind)
         return sorted(found, key=lambda entry: order.index(entry.kind))
 
 
-def prune(home: Path, *, everything: bool = False, dry_run: bool = False) -> Pruned:
+def prune(home: Path, *, everything: bool = False, volumes: bool = False, dry_run: bool = False) -> Pruned:
     """Remove what crashes have left, templates that no start can use, and what else earlier installations
-    have derived; with `everything`, all templates.
+    have derived; with `everything`, all templates; with `volumes`, all volumes that no sandbox has.
 
     Kernels, boot disks and uppers are opened by name in the course of a start. So while a sandbox runs or is
     being started, those stay that the present installation does not use. Images, running sandboxes and
@@ -134,9 +139,9 @@ def prune(home: Path, *, everything: bool = False, dry_run: bool = False) -> Pru
     with translated():
         installed = _derived.installation(home)
         found = _sandboxes(home)
-        sandboxes = [Removed("sandbox", name, path, _allocated(path)) for name, path in found.leftovers]
+        sandboxes = [Removed("sandbox", name, path, allocated(path)) for name, path in found.leftovers]
         others = [
-            Removed("template", template.path.name, template.path, _allocated(template.path))
+            Removed("template", template.path.name, template.path, allocated(template.path))
             for template in _derived.templates(home, installed)
             if everything or not template.current
         ]
@@ -144,6 +149,9 @@ def prune(home: Path, *, everything: bool = False, dry_run: bool = False) -> Pru
         derived = [_removed(home, item.kind, item.path) for item in superseded]
         others += [_removed(home, "temporary", path) for path in _temporary(home)]
         others += [_removed(home, "lock", path) for path in _dead_locks(home)]
+        if volumes:
+            unused = _unused_volumes(home)
+            others += [Removed("volume", path.name, path, allocated(path)) for path in unused]
     if dry_run:
         return Pruned((*sandboxes, *derived, *others), ())
     removed: list[Removed] = []
@@ -177,7 +185,7 @@ def prune(home: Path, *, everything: bool = False, dry_run: bool = False) -> Pru
 
 
 def _removed(home: Path, kind: str, path: Path) -> Removed:
-    return Removed(str(kind), path.relative_to(home).as_posix(), path, _allocated(path))
+    return Removed(str(kind), path.relative_to(home).as_posix(), path, allocated(path))
 
 
 def _remove(home: Path, item: Removed) -> None:
@@ -185,6 +193,10 @@ def _remove(home: Path, item: Removed) -> None:
         Templates(home).remove(item.name)
     elif item.kind == "lock":
         _remove_lock(item.path)
+    elif item.kind == "volume":
+        _volumes.remove(home, item.name)
+    elif item.path.parent == home / "volumes":
+        _volumes.sweep(item.path.parent)
     elif item.path.parent == home / "cache" / "tmp":
         _create.image_store(home).sweep()
     else:
@@ -300,26 +312,50 @@ def _temporary(home: Path) -> list[Path]:
     """Temporary files and directories whose writers are dead."""
     cache = home / "cache"
     found = _create.image_store(home).leftovers()
-    for directory in (cache, *_entries(cache), home / "lib"):
+    for directory in (cache, *_entries(cache), home / "lib", home / "volumes"):
         if directory.is_dir():
             found += artifacts.leftovers(directory)
+    return found
+
+
+def _unused_volumes(home: Path) -> list[Path]:
+    """The volumes that no sandbox has; damaged ones, of which nothing is known, are not among them."""
+    uses = _volumes.uses(home)
+    found = []
+    for path in _entries(home / "volumes"):
+        try:
+            record = _volumes.find(home, path.name)
+        except MicrosandboxError:
+            continue
+        if record.name not in uses:
+            found.append(path)
     return found
 
 
 def _unused_images(home: Path, used: Collection[str]) -> int:
     """Bytes of the images that no sandbox is made from, without layers that other images need."""
     store = _create.image_store(home)
-    images = [image for image in store.list() if image.digest not in used]
-    directories = {image.directory for image in images}
-    layers = {layer.path for image in images for layer in image.layers}
-    for directory in _entries(home / "cache" / "images"):
-        if directory not in directories and len(directory.name) == 64:
-            try:
-                with translated():
-                    layers -= {layer.path for layer in store.get(f"sha256:{directory.name}").layers}
-            except ImageError:
-                return 0  # which layers a damaged image needs cannot be told
-    return sum(_allocated(path) for path in directories | layers)
+    unused = {image.digest for image in store.list() if image.digest not in used}
+    directories: set[Path] = set()
+    layers: set[Path] = set()
+    needed: set[Path] = set()
+    for directory, digest in _image_directories(home / "cache"):
+        if digest in unused:
+            directories.add(directory)
+        try:
+            with translated():
+                found = {layer.path for image in store.forms(digest) for layer in image.layers}
+        except ImageError:
+            return 0  # which layers a damaged image needs cannot be told
+        (layers if digest in unused else needed).update(found)
+    layers -= needed
+    return sum(allocated(path) for path in directories | layers)
+
+
+def _image_directories(cache: Path) -> list[tuple[Path, str]]:
+    """Every image directory and its digest; an image has one for each compression in which it is there."""
+    entries = _entries(cache / "images")
+    return [(path, f"sha256:{path.stem}") for path in entries if len(path.stem) == 64]
 
 
 def _entries(directory: Path) -> list[Path]:
@@ -337,15 +373,16 @@ def _unreadable(path: Path, error: OSError) -> StorageError:
     return found
 
 
-def _allocated(path: Path, without: Collection[Path] = ()) -> int:
+def allocated(path: Path, without: Collection[Path] = ()) -> int:
     """Bytes that a file, or a directory and all below it, take on the disk; 0 if it is gone."""
     if path in without:
         return 0
     try:
         found = path.lstat()
         size = found.st_blocks * 512
-        if path.is_dir() and not path.is_symlink():
-            size += sum(_allocated(entry, without) for entry in path.iterdir())
+        if stat.S_ISDIR(found.st_mode):
+            below = {str(other.relative_to(path)) for other in without if path in other.parents}
+            size += sum(facts.st_blocks * 512 for facts in _trees.every(path, below))
         return size
     except FileNotFoundError:
         return 0

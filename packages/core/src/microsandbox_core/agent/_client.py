@@ -7,7 +7,7 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from ..channel import (
     ChannelError,
@@ -21,11 +21,16 @@ from ..channel import (
     HelloReceived,
     HostConnection,
     HostHelloReceived,
+    Opened,
     OutcomeUnknown,
+    RequestFailed,
 )
 from ..requests import Configure, Environment, Exec, TerminalSize, Text
 from ..unix_socket import connect_unix
-from ._process import Process, failure
+from ._process import ExitStatus, Process, failure, status_of
+
+if TYPE_CHECKING:
+    from ._sessions import Session
 
 HANDSHAKE_TIMEOUT: Final = 10.0
 """Seconds for connecting and for the peer's HELLO."""
@@ -39,24 +44,27 @@ class _Reply:
     """A stream that has nothing but its end."""
 
     def __init__(self, method: str, future: asyncio.Future[Control]) -> None:
-        self._method = method
-        self._future = future
+        self.method = method
+        self.future = future
+        self.opened = False
+        """Whether the peer has said that it is at it."""
 
     def handle(self, event: Event) -> None:
-        if self._future.done():
+        if self.future.done():
             return
         if isinstance(event, Ended):
             error: ChannelError | None = failure(event.body)
             if error is None:
-                self._future.set_result(event.body)
+                self.future.set_result(event.body)
                 return
         elif isinstance(event, Failed):
             error = OutcomeUnknown(
-                f"the connection was lost before {self._method} was answered: {event.error}"
+                f"the connection was lost before {self.method} was answered: {event.error}"
             )
         else:
+            self.opened = self.opened or isinstance(event, Opened)
             return
-        self._future.set_exception(error)
+        self.future.set_exception(error)
 
 
 class AgentClient:
@@ -85,12 +93,12 @@ class AgentClient:
 
     @classmethod
     async def connect(
-        cls, target: Target, *, timeout: float = HANDSHAKE_TIMEOUT, name: str = "microsandbox"
+        cls, target: Target, *, timeout: float | None = HANDSHAKE_TIMEOUT, name: str = "microsandbox"
     ) -> AgentClient:
         """Connects to a unix socket's path of any length, or takes over a connected stream socket.
 
-        `timeout` is in seconds and covers the handshake. Raises `ConnectionLost`, `HandshakeTimeout`,
-        `ProtocolError` or `PeerError`.
+        `timeout` is in seconds and covers the handshake; None: as long as that takes. Raises
+        `ConnectionLost`, `HandshakeTimeout`, `ProtocolError` or `PeerError`.
         """
         client: AgentClient | None = None
         try:
@@ -120,18 +128,22 @@ class AgentClient:
         rlimits: Sequence[tuple[str, int, int]] = (),
         timeout: float | None = None,
         tty: TerminalSize | None = None,
+        main: bool = False,
+        keep: bool = False,
     ) -> Process:
         """Runs a program; returns when its image has been loaded.
 
         `str` arguments are encoded as `os.fsencode` does. `env` is the whole environment. `rlimits` are
         `(name, soft, hard)`. `timeout` is in seconds; the guest keeps it and then kills the process group.
         `tty`: a terminal of this size controls the program and is its standard output and error, which come
-        as one, and its standard input if that is a pipe.
+        as one, and its standard input if that is a pipe. `main`: the sandbox is there for it, which a
+        supervisor's relay notes, and which a guest does not know. `keep`: that remembers how it ends, also if
+        it does before it is left.
         Raises `RequestFailed` (`kind`: `not_found`, `permission_denied`, `bad_cwd`, `user_not_found`,
         `exec_failed`, ...), `TooManyStreams`, and `ValueError` or `TypeError` that name a parameter.
         If the calling task is cancelled the program is killed.
         """
-        request = Exec(argv, env, cwd, user, stdin, rlimits, timeout, tty)
+        request = Exec(argv, env, cwd, user, stdin, rlimits, timeout, tty, main, keep)
         return await self._start("exec", request.params(), stdin=stdin == "pipe")
 
     async def files(self, operation: str, params: Control) -> Process:
@@ -152,18 +164,69 @@ class AgentClient:
         try:
             await process._start()
         except asyncio.CancelledError:
+            if method == "attach":
+                self._connection.message(stream, "detach")  # it is not to be killed
             self._forget(stream)
             raise
         return process
 
+    async def sessions(self, *, ended: bool = False) -> list[Session]:
+        """The programs that were left to themselves and still run, in the order of their start. `ended`:
+        those too that have ended, the last hundred.
+
+        Raises `RequestFailed`: it is the supervisor's relay that knows, not a guest.
+        """
+        from ._sessions import read_session
+
+        more_wanted: Control = {"ended": True} if ended else {}
+        found: list[Session] = []
+        more = True
+        while more:
+            body = await self.request("sessions", {"after": found[-1].number if found else 0, **more_wanted})
+            told = body.get("sessions")
+            added = [read_session(item) for item in told] if isinstance(told, list) else []
+            found += added
+            more = bool(added) and body.get("more") is True
+        return found
+
+    async def outcome(self, number: int | None = None) -> ExitStatus:
+        """How one of `sessions` has ended, or has when it does; None: the command that the sandbox is there
+        for, whenever that comes.
+
+        Raises `RequestFailed` (`kind`: `no_session`; what kept the command from being started). If the
+        connection is lost, `OutcomeUnknown`: until then the command had not ended; or `ConnectionLost` if it
+        was lost before the relay had heard of the question.
+        """
+        reply = _Reply("outcome", self._loop.create_future())
+        try:
+            body = await self._answer(reply, {} if number is None else {"session": number})
+        except OutcomeUnknown as error:
+            if reply.opened:
+                raise
+            raise ConnectionLost(str(error)) from error
+        status = status_of(body)
+        if status is None:
+            raise RequestFailed("invalid_reply", "the end of a command without a result", None, dict(body))
+        return status
+
+    async def join(self, number: int, *, stdin: bool) -> Process:
+        """Joins one of `sessions`, whose `stdin` is passed on, until it has ended or is left again: by
+        `detach`, or by the end of this connection. What it printed last while nobody was joined comes first.
+
+        Raises `RequestFailed` (`kind`: `no_session`, `joined`).
+        """
+        return await self._start("attach", {"session": number}, stdin=stdin)
+
     async def request(self, method: str, params: Control | None = None) -> Control:
         """Sends a request that has no data and returns what its END says. Raises `RequestFailed`."""
-        stream = self._dispatch(method, params)
-        future: asyncio.Future[Control] = self._loop.create_future()
-        self._handlers[stream] = _Reply(method, future).handle
+        return await self._answer(_Reply(method, self._loop.create_future()), params)
+
+    async def _answer(self, reply: _Reply, params: Control | None) -> Control:
+        stream = self._dispatch(reply.method, params)
+        self._handlers[stream] = reply.handle
         self._flush()
         try:
-            return await future
+            return await reply.future
         except asyncio.CancelledError:
             self._forget(stream)
             raise

@@ -118,6 +118,16 @@ def _how(body: dict[str, Value]) -> tuple[int | None, int | None] | None:
     return None
 
 
+def status_of(body: dict[str, Value]) -> ExitStatus | None:
+    """How a program ended, from what END says of that; None if that is no result."""
+    how = _how(body)
+    if how is None:
+        return None
+    return ExitStatus(
+        *how, timed_out=body.get("timed_out") is True, oom_killed=body.get("oom_killed") is True
+    )
+
+
 class Stdin:
     """The writing end of a program's standard input."""
 
@@ -251,15 +261,16 @@ class Process:
         ended. Raises `ValueError`. A program without a terminal is killed for it."""
         self._message("resize", size.params())
 
-    async def detach(self) -> None:
+    async def detach(self, *, last: bool = False) -> None:
         """Leaves the program to itself: it goes on when this connection ends, what it writes is thrown away,
-        and its input stays open with nothing more to come. No more events come here.
+        and its input stays open with nothing more to come. No more events come here. `last`: the sandbox
+        ends with it.
 
         It is the supervisor's relay that does this; on a connection to the guest itself it never returns.
         Raises `StreamClosed` if the program has ended first, `OutcomeUnknown` if the connection is lost.
         """
         self._detaching = True
-        self._message("detach", {})
+        self._message("detach", {"last": True} if last else {})
         await self._over.wait()
         if not self.detached:
             self._raise_if_lost()
@@ -334,6 +345,7 @@ class Process:
         elif isinstance(event, Opened):
             pid = event.body.get("pid")
             self.pid = pid if type(pid) is int else 0
+            self._take_printed(event.body.get("printed"))
             self._accepted.set()
             return
         elif isinstance(event, EventReceived):
@@ -343,6 +355,15 @@ class Process:
         elif isinstance(event, Failed):
             self._end_with(OutcomeUnknown(f"the connection was lost while a program ran: {event.error}"))
         self._changed.set()
+
+    def _take_printed(self, printed: Value) -> None:
+        """What a program that is joined printed before: it costs no credit."""
+        for item in printed if isinstance(printed, list) else ():
+            match item:
+                case [1, bytes(data)]:
+                    self._queue.push_mark(Stdout(data))
+                case [2, bytes(data)]:
+                    self._queue.push_mark(Stderr(data))
 
     def _happened(self, event: EventReceived) -> None:
         # Each at most once, whatever the guest says: events cost it no credit.
@@ -365,16 +386,14 @@ class Process:
             self._end_with(StreamClosed("the program was left to itself"))
             return
         error = failure(body)
-        how = _how(body)
-        if error is None and (how is None or not self._accepted.is_set()):
+        status = status_of(body)
+        if error is None and (status is None or not self._accepted.is_set()):
             error = RequestFailed("invalid_reply", "the guest ended exec without a result", None, dict(body))
         if error is not None:
             self._end_with(error)
             return
-        assert how is not None
-        self._status = ExitStatus(
-            *how, timed_out=body.get("timed_out") is True, oom_killed=body.get("oom_killed") is True
-        )
+        assert status is not None
+        self._status = status
         self._queue.push_mark(Finished(self._status))
         self._finish()
 

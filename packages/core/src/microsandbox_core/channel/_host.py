@@ -7,7 +7,7 @@ from ._errors import ProtocolError, StreamClosed, TooManyStreams
 from ._events import Ended, Event, EventReceived, HelloReceived, Opened
 from ._methods import TO_GUEST, TO_HOST
 from ._payload import Control
-from ._wire import MAX_STREAM, MAX_STREAMS, Frame, Kind, Side, encode_frame
+from ._wire import MAX_STREAM, MAX_STREAMS, STDIN, Frame, Kind, Side, encode_frame
 
 
 class HostConnection(Connection):
@@ -72,6 +72,17 @@ class HostConnection(Connection):
         """Gives the guest all its credit back: what it has sent is of no interest any more."""
         for channel, receiving in self._open_stream(stream).receiving.items():
             self.grant(stream, channel, self._window - receiving.allowance)
+
+    def windows(self, stream: int) -> tuple[int | None, dict[int, int | None]]:
+        """Bytes that may still be sent on channel 0, and that the guest may send, by channel; None where
+        there was an EOF. For a stream that has channels."""
+        found = self._open_stream(stream)
+        sending = found.sending[STDIN]
+        allowed = {
+            channel: None if receiving.ended else receiving.allowance
+            for channel, receiving in found.receiving.items()
+        }
+        return None if sending.ended else sending.credit, allowed
 
     def _on_hello(self, frame: Frame, events: list[Event]) -> None:
         if self.ready:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from microsandbox_core import bootdisk, env
+from microsandbox_core import bootdisk, cgroup, env
 from microsandbox_core.errors import AgentMissing, CoreError, KernelError, VmmNotFound
 from microsandbox_core.host import apt, libkrunfw, versions
 from microsandbox_core.host.kernel_release import kernel_release
@@ -112,6 +112,7 @@ def examine(
         _check_mke2fs(),
         _check_kernel(home),
         _check_agentd(agentd),
+        _check_limits(),
     )
     if any(check.status is Status.MISSING for check in needed):
         return Report((*needed, _check_kvm(device_verdict())), vmm=None, isolation=None, ready=False)
@@ -254,6 +255,18 @@ def _check_agentd(agentd: Path | None) -> Check:
     if head != b"\x7fELF":
         return Check(name, Status.MISSING, f"{agentd} is not a program", _REINSTALL)
     return Check(name, Status.OK, f"{agentd}, {agentd.stat().st_size // 1024} KiB")
+
+
+def _check_limits() -> Check:
+    name = "host limits"
+    setting = env.value(env.MSB_CGROUP)
+    found = cgroup.place(setting)
+    if found.directory is not None:
+        return Check(name, Status.OK, f"sandboxes get control groups: {found.reason}")
+    seen = f"none, the guest's own size apart: {found.reason}"
+    if setting in (None, cgroup.OFF):
+        return Check(name, Status.OK, seen)
+    return Check(name, Status.WARNING, seen, f"correct {env.MSB_CGROUP}, or unset it")
 
 
 def _check_kvm(verdict: KvmVerdict | None) -> Check:

@@ -6,7 +6,6 @@ probe is a process of its own, because it forks and callers may have threads.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import select
 import sys
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 
 from microsandbox_core.artifacts import identity, publish
 from microsandbox_core.bootdisk import BootDisk
+from microsandbox_core.digests import sha256
 from microsandbox_core.errors import CoreError
 from microsandbox_core.kernel import Kernel
 
@@ -66,7 +66,7 @@ def kvm_verdict(home: Path, binary: Path, kernel: Kernel, boot_disk: BootDisk) -
         key = f"{boot_id}{identity(binary)}\n{kernel.digest}\n{boot_disk.digest}"
     except OSError as error:
         return KvmVerdict(KvmState.BOOT_FAILED, f"the probe could not be set up: {error}", None)
-    remembered = home / "cache" / f"kvm-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
+    remembered = home / "cache" / f"kvm-{sha256(key.encode()).hexdigest()[:32]}"
     try:
         state, _, reason = remembered.read_text().partition(" ")
         if state in (KvmState.WORKS, KvmState.BOOT_FAILED):

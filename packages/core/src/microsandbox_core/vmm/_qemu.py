@@ -5,8 +5,9 @@ The process is given open descriptors instead of paths wherever QEMU takes them:
 `-kernel`, which QEMU opens by name.
 
 A template is made by booting the machine with placeholders for the disks that a sandbox brings, its
-memory in a shared file, and saving the device state when agentd waits for its configuration. It is started
-by mapping that memory privately and loading the state (QEMU: migration with `x-ignore-shared`). QEMU does
+memory in a shared file, and saving the device state when agentd waits for its configuration. The machine
+may then be given its disks and run on. A template is started
+by mapping its memory privately and loading the state (QEMU: migration with `x-ignore-shared`). QEMU does
 not compare the sizes of disks on loading, so the placeholders only have to be larger than any disk.
 
 From such a template another can be made that has an image's root mounted: started with a copy of the memory,
@@ -15,32 +16,41 @@ with the disks, and saved again once agentd has mounted them.
 
 from __future__ import annotations
 
-import hashlib
 import os
-import select
 import socket
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from microsandbox_core import env
-from microsandbox_core.artifacts import copy_sparse, identity
-from microsandbox_core.errors import BootFailed, SpecInvalid, TemplateFailed, VmmNotFound
+from microsandbox_core.artifacts import copy_data, identity
+from microsandbox_core.digests import sha256
+from microsandbox_core.errors import BootFailed, SpecInvalid, Unsupported, VmmNotFound
 from microsandbox_core.templates import Template
 from microsandbox_core.vmm._handover import Offer
-from microsandbox_core.vmm._monitor import Detached, load_commands, save
+from microsandbox_core.vmm._making import Making, await_agent, await_end, await_mounted, discard, making
+from microsandbox_core.vmm._monitor import Attached, Detached, Monitor, load_commands, resume, save
 from microsandbox_core.vmm._process import Child, spawn
-from microsandbox_core.vmm._spec import Capability, Disk, DiskFormat, Isolation, Root, VmSpec
+from microsandbox_core.vmm._spec import MTU_LIMIT, Capability, Disk, DiskFormat, Isolation, Root, VmSpec
 from microsandbox_core.vmm._vmdk import read_extents, write_descriptor
 
 if TYPE_CHECKING:
-    from microsandbox_core.channel import HostConnection
+    from microsandbox_core.vmm._mirror import Mirror
+    from microsandbox_core.vmm.saved import Capture
 
 BINARY = "qemu-system-x86_64"
 
 _PLACEHOLDER_SIZE = 16 << 40
 """Bytes that a disk has in a template, as the guest goes on to believe: more than any file can have."""
+
+_PLACEHOLDER_MAC = "02:00:00:00:00:00"
+
+_NETWORK_DEVICE = "nic"
+
+# Nor does QEMU announce by itself that a card has moved, with frames that the guest has not sent.
+_NO_ANNOUNCEMENTS = ("-global", "migration.announce-rounds=0")
+
+_ANSWER = 10.0  # seconds in which a running QEMU has to do what it is told
 
 _FORMAT = "1"  # part of every template's key: of how they are made and started
 
@@ -78,14 +88,19 @@ class QemuVm:
         isolation: Isolation,
         agent: socket.socket,
         console: socket.socket,
+        network: socket.socket,
         monitor: socket.socket | None = None,
         template: str | None = None,
+        memory_mib: int = 0,
     ) -> None:
         self._child = child
         self._monitor = monitor
+        self._memory = memory_mib << 20
+        self._talk: Monitor | None = None
         self.isolation = isolation
         self.agent = agent
         self.console = console
+        self.network = network
         self.template = template
 
     @property
@@ -98,11 +113,74 @@ class QemuVm:
         """Becomes readable when QEMU has ended."""
         return self._child.pidfd
 
-    def started(self) -> None:
-        """Close the connection by which its state was loaded: nothing is asked of it any more."""
-        if self._monitor is not None:
-            self._monitor.close()
-            self._monitor = None
+    @property
+    def monitor(self) -> int | None:
+        """Readable when QEMU has said something that nobody asked for; see `hear`."""
+        return None if self._monitor is None else self._monitor.fileno()
+
+    def hear(self) -> bool:
+        """Read what QEMU says of itself, of which nothing is wanted; False when it will say no more."""
+        return self._open_talk().discard()
+
+    def pause(self) -> None:
+        """See `Vm.pause`."""
+        self._open_talk().within(_ANSWER).ask("stop", {})
+
+    def resume(self) -> None:
+        """See `Vm.resume`."""
+        self._open_talk().within(_ANSWER).ask("cont", {})
+
+    def written(self) -> int:
+        """See `Vm.written`."""
+        from microsandbox_core.vmm.saved import written
+
+        talk = self._open_talk().within(_ANSWER)
+        return sum(length for _, length in written(self.pid, talk.host_address(), self._memory))
+
+    def save(self, directory: Path, capture: Capture) -> None:
+        """See `Vm.save`."""
+        from microsandbox_core.vmm.saved import add_memory
+
+        talk = self._open_talk().within(_ANSWER)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        state = os.open(directory / "state", flags, 0o600)
+        try:
+            talk.save_devices(state)
+        finally:
+            os.close(state)
+        add_memory(capture, self.pid, talk.host_address(), self._memory, directory / "memory")
+
+    def copy_disk(self, disk: int, size: int, target: Path) -> Mirror:
+        """See `Vm.copy_disk`."""
+        from microsandbox_core.vmm._mirror import Mirror
+
+        # The boot disk is the first.
+        return Mirror(self._open_talk(), f"disk{disk + 1}", size, target, _ANSWER)
+
+    def add_port(self, name: str) -> socket.socket:
+        """See `Vm.add_port`."""
+        from microsandbox_core.vmm._ports import add_port
+
+        return add_port(self._open_talk().within(_ANSWER), name)
+
+    def cut_network(self) -> None:
+        """See `Vm.cut_network`."""
+        self._set_link(up=False)
+
+    def join_network(self) -> None:
+        """See `Vm.join_network`."""
+        self._set_link(up=True)
+
+    def _set_link(self, *, up: bool) -> None:
+        self._open_talk().within(_ANSWER).ask("set_link", {"name": _NETWORK_DEVICE, "up": up})
+
+    def _open_talk(self) -> Monitor:
+        if self._monitor is None:
+            raise Unsupported("this machine was started without a monitor")
+        if self._talk is None:
+            # A machine from a template was told its first commands without waiting for the answers.
+            self._talk = Monitor(self._monitor, greeted=self.template is not None)
+        return self._talk
 
     def kill(self) -> None:
         """End it at once."""
@@ -110,6 +188,9 @@ class QemuVm:
 
     def reap(self) -> int:
         """Wait for its end; the exit code, negative for a signal."""
+        if self._monitor is not None:
+            self._monitor.close()
+            self._monitor = None
         return self._child.reap()
 
 
@@ -117,31 +198,46 @@ class Qemu:
     """The driver; see `Vmm`."""
 
     name = "qemu"
-    capabilities: frozenset[Capability] = frozenset({Capability.TEMPLATE})
+    capabilities: frozenset[Capability] = frozenset(
+        {Capability.TEMPLATE, Capability.PAUSE, Capability.SAVE, Capability.FORK}
+    )
 
     def __init__(self, binary: Path, *, kvm: bool, tsc_khz: int | None = None) -> None:
         """`tsc_khz`: the host's counter, for a translated guest (see `_tsc`)."""
         self.binary = binary
-        self._clock: tuple[str, ...] = ()
+        self._more_arguments: tuple[str, ...] = ()
         if not kvm:
-            # The kernel tries its timer out, and panics if the ticks come late, as on a busy host.
-            self._clock = ("no_timer_check",)
+            # The kernel tries its timer out, and panics if the ticks come late, as on a busy host. What it
+            # does about speculation is of no use here, where a return or indirect call is translated into the
+            # same jump of the host whatever the kernel makes it of.
+            self._more_arguments = ("no_timer_check", "mitigations=off")
             if tsc_khz is not None:
-                self._clock += (f"tsc_early_khz={tsc_khz}", "tsc=reliable")
+                self._more_arguments += (f"tsc_early_khz={tsc_khz}", "tsc=reliable")
         self.isolation = Isolation.KVM if kvm else Isolation.EMULATED
 
     def start(self, spec: VmSpec) -> QemuVm:
         """Start the machine; see `Vmm.start`."""
         spec.check()
         files: list[int] = []
+        ours, theirs = socket.socketpair()
         try:
             disks = self._disks(spec, files)
-            return self._spawn(spec, disks, files, [])
+            more = _monitor(theirs.fileno())
+            return self._spawn(spec, disks, [*files, theirs.fileno()], more, monitor=ours)
+        except BaseException:
+            ours.close()
+            raise
         finally:
+            theirs.close()
             for descriptor in files:
                 os.close(descriptor)
 
-    def start_template(self, spec: VmSpec, template: Template) -> QemuVm:
+    def start_saved(self, spec: VmSpec, saved: Template) -> QemuVm:
+        """See `Vmm.start_saved`."""
+        # What `Vm.save` has written begins with the devices, and not with the machine's description.
+        return self.start_template(spec, saved, ("-global", "migration.send-configuration=off"))
+
+    def start_template(self, spec: VmSpec, template: Template, more: tuple[str, ...] = ()) -> QemuVm:
         """Start the machine from a template whose key is `template_key(spec, ...)`; see `Vmm`."""
         spec.check()
         files: list[int] = []
@@ -154,7 +250,7 @@ class Qemu:
                 spec,
                 disks,
                 [*files, template.memory, template.state, theirs.fileno()],
-                [*_monitor(theirs.fileno()), "-incoming", "defer"],
+                [*_monitor(theirs.fileno()), "-incoming", "defer", *_NO_ANNOUNCEMENTS, *more],
                 memory=f"{memory.name},share=off",
                 offer=memory,
                 monitor=ours,
@@ -175,7 +271,7 @@ class Qemu:
 
     def template_key(self, spec: VmSpec, kernel: str, boot_disk: str, root: Root | None = None) -> str:
         """See `Vmm.template_key`."""
-        arguments = self._arguments(spec, _placeholders(spec), "memory", 0, 0)
+        arguments = self._arguments(spec, _placeholders(spec), "memory", 0, 0, 0)
         arguments[arguments.index("-kernel") + 1] = kernel
         processor = _processor() if self.isolation is Isolation.KVM else ""
         parts = [_FORMAT, identity(self.binary), processor, boot_disk, *arguments]
@@ -183,89 +279,88 @@ class Qemu:
             image = spec.disks[root.image]
             parts += [identity(each) for each in _files_of(image)]
             parts += [image.path.read_text(errors="surrogateescape"), repr(root)]
-        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+        return sha256("\0".join(parts).encode()).hexdigest()
 
-    def make_template(self, spec: VmSpec, directory: Path, *, seconds: float) -> None:
-        """Boot the machine and write `memory` and `state` into `directory`. Raises `TemplateFailed`."""
+    def make_template(
+        self, spec: VmSpec, directory: Path, *, seconds: float, run_on: bool = False
+    ) -> QemuVm | None:
+        """See `Vmm.make_template`."""
         spec.check()
         end = time.monotonic() + seconds
-        files: list[int] = []
-        ours, theirs = socket.socketpair()
-        try:
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            memory = os.open(directory / "memory", flags, 0o600)
-            files.append(memory)
-            os.ftruncate(memory, spec.memory_mib << 20)
-            state = os.open(directory / "state", flags, 0o600)
-            files.append(state)
-            boot = _disk_arguments(0, Disk(path=spec.boot_disk, read_only=True), files)
-            vm = self._spawn(
-                spec,
-                [*boot, *_placeholders(spec)],
-                [*files, theirs.fileno()],
-                _monitor(theirs.fileno()),
-                memory=f"/proc/self/fd/{memory},share=on",
-            )
-            theirs.close()
+        attached: list[Attached] = []
+        with making(directory, spec.memory_mib) as parts:
+            disks = _disk_arguments(0, Disk(path=spec.boot_disk, read_only=True), parts.files)
+            disks += _exchangeable(spec, parts.files, attached) if run_on else _placeholders(spec)
+            vm = self._spawn_saved(spec, disks, parts, monitor=parts.monitor.dup())
             try:
-                _await_agent(vm, end)
-                save(ours, state, deadline=end)
-                _await_end(vm, end)
-            finally:
-                _end(vm)
-        except OSError as error:
-            raise TemplateFailed(f"{directory}: {error.strerror}") from error
-        except BootFailed as error:
-            raise TemplateFailed(str(error)) from error
-        finally:
-            ours.close()
-            theirs.close()
-            for descriptor in files:
-                os.close(descriptor)
+                await_agent(vm, end)
+                talk = save(parts.monitor, parts.state, deadline=end)
+                parts.keep_memory()
+                if run_on:
+                    resume(talk, attached)
+                    return vm
+                talk.tell("quit")
+                await_end(vm, end)
+            except BaseException:
+                discard(vm)
+                raise
+            discard(vm)
+        return None
 
     def make_mounted(
         self, spec: VmSpec, base: Template, root: Root, directory: Path, *, seconds: float
     ) -> None:
         """See `Vmm.make_mounted`."""
         end = time.monotonic() + seconds
-        disks = list(spec.disks)
+        # What is not of the image is somebody's own, and is not touched.
+        disks = [disk._replace(format=DiskFormat.NOTHING) for disk in spec.disks]
+        disks[root.image] = spec.disks[root.image]
         disks[root.upper] = Disk(path=directory / "upper")
         spec = spec._replace(disks=tuple(disks))
         spec.check()
-        files: list[int] = []
-        ours, theirs = socket.socketpair()
-        try:
-            copy_sparse(Path(f"/proc/self/fd/{base.memory}"), directory / "memory")
-            memory = os.open(directory / "memory", os.O_RDWR | os.O_CLOEXEC)
-            files.append(memory)
-            state = os.open(directory / "state", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            files.append(state)
-            detach: list[Detached] = []
-            attached = self._disks(spec, files, detach)
-            vm = self._spawn(
-                spec,
-                attached,
-                [*files, base.state, theirs.fileno()],
-                [*_monitor(theirs.fileno()), "-incoming", "defer"],
-                memory=f"/proc/self/fd/{memory},share=on",
-            )
-            theirs.close()
+        detach: list[Detached] = []
+        with making(directory, spec.memory_mib) as parts:
+            copy_data(base.memory, parts.memory)
+            attached = self._disks(spec, parts.files, detach)
+            vm = self._spawn_saved(spec, attached, parts, loads=base.state)
             try:
-                ours.sendall(load_commands(base.state))
-                _await_mounted(vm, root, end)
-                save(ours, state, deadline=end, detach=detach, restored=True)
-                _await_end(vm, end)
+                parts.monitor.sendall(load_commands(base.state))
+                await_mounted(vm, root, end)
+                save(parts.monitor, parts.state, deadline=end, detach=detach, restored=True).tell("quit")
+                parts.keep_memory()
+                await_end(vm, end)
             finally:
-                _end(vm)
-        except OSError as error:
-            raise TemplateFailed(f"{directory}: {error.strerror}") from error
-        except BootFailed as error:
-            raise TemplateFailed(str(error)) from error
-        finally:
-            ours.close()
-            theirs.close()
-            for descriptor in files:
-                os.close(descriptor)
+                discard(vm)
+
+    def _spawn_saved(
+        self,
+        spec: VmSpec,
+        disks: list[str],
+        parts: Making,
+        *,
+        loads: int | None = None,
+        monitor: socket.socket | None = None,
+    ) -> QemuVm:
+        """Start a machine that will be saved; `loads`: descriptor of the state that it will be told to load;
+        `monitor`: for one that runs on.
+
+        The file for its own state is not among what it inherits: one that runs on must not hold it.
+        """
+        inherit = [each for each in parts.files if each != parts.state]
+        more = _monitor(parts.peer.fileno())
+        if loads is not None:
+            inherit.append(loads)
+            more += ["-incoming", "defer"]
+        memory = f"/proc/self/fd/{parts.memory},share=on"
+        try:
+            inherit.append(parts.peer.fileno())
+            vm = self._spawn(spec, disks, inherit, more, memory=memory, monitor=monitor)
+        except BaseException:
+            if monitor is not None:
+                monitor.close()
+            raise
+        parts.peer.close()  # so that the end of QEMU is the end of the connection
+        return vm
 
     def _disks(self, spec: VmSpec, files: list[int], detach: list[Detached] | None = None) -> list[str]:
         boot = Disk(path=spec.boot_disk, read_only=True)
@@ -286,10 +381,10 @@ class Qemu:
         monitor: socket.socket | None = None,
         template: str | None = None,
     ) -> QemuVm:
-        agent, agent_peer = socket.socketpair()
-        console, console_peer = socket.socketpair()
+        pairs = [socket.socketpair() for _ in range(3)]
+        (agent, _), (console, console_peer), (network, _) = pairs
         try:
-            numbers = (agent_peer.fileno(), console_peer.fileno())
+            numbers = [peer.fileno() for _, peer in pairs]
             child = spawn(
                 [*self._arguments(spec, disks, memory, *numbers), *more],
                 inherit=[*files, *numbers],
@@ -297,16 +392,16 @@ class Qemu:
                 offer=offer,
             )
         except BaseException:
-            agent.close()
-            console.close()
+            for ours, _ in pairs:
+                ours.close()
             raise
         finally:
-            agent_peer.close()
-            console_peer.close()
-        return QemuVm(child, self.isolation, agent, console, monitor, template)
+            for _, peer in pairs:
+                peer.close()
+        return QemuVm(child, self.isolation, agent, console, network, monitor, template, spec.memory_mib)
 
     def _arguments(
-        self, spec: VmSpec, disks: list[str], memory: str | None, agent: int, console: int
+        self, spec: VmSpec, disks: list[str], memory: str | None, agent: int, console: int, network: int
     ) -> list[str]:
         kvm = self.isolation is Isolation.KVM
         # Under TCG the timer and interrupt controller of old are needed for a stable clock.
@@ -320,13 +415,15 @@ class Qemu:
             "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
             "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
             "-machine", machine,
-            "-cpu", "host" if kvm else "max",
+            # Translated, a string instruction moves one element at a time. Without `erms` the kernel and C
+            # libraries take those of eight bytes, or none.
+            "-cpu", "host" if kvm else "max,-erms",
             "-smp", str(spec.vcpus),
             "-m", f"{spec.memory_mib}M",
             *file,
             "-global", "virtio-mmio.force-legacy=false",
             "-kernel", str(spec.kernel),
-            "-append", " ".join((*_KERNEL_ARGUMENTS, *self._clock)),
+            "-append", " ".join((*_KERNEL_ARGUMENTS, *self._more_arguments)),
             *disks,
             "-device", "virtio-serial-device,max_ports=31",
             "-chardev", f"socket,id=console,fd={console}",
@@ -334,6 +431,11 @@ class Qemu:
             "-chardev", f"socket,id=agent,fd={agent}",
             "-device", "virtserialport,chardev=agent,name=msb.agent",
             "-device", "virtio-rng-device",
+            "-netdev", f"stream,id=network,addr.type=fd,addr.str={network}",
+            # The address is the guest's to set: a template has the same for all. Nobody is at the other end
+            # who could learn from an announcement that the machine has moved.
+            "-device", f"virtio-net-device,id={_NETWORK_DEVICE},netdev=network,mac={_PLACEHOLDER_MAC},"
+            f"host_mtu={MTU_LIMIT},guest_announce=off",
         ]  # fmt: skip
 
 
@@ -345,14 +447,17 @@ def _placeholders(spec: VmSpec) -> list[str]:
     """Empty disks in the places of those that `spec` has after the boot disk."""
     arguments = []
     for number, disk in enumerate(spec.disks, start=1):
-        read_only = "on" if disk.read_only else "off"
-        node = f"driver=null-co,node-name=disk{number},size={_PLACEHOLDER_SIZE},read-zeroes=on"
-        arguments += ["-blockdev", f"{node},read-only={read_only}", *_disk_device(number)]
+        arguments += ["-blockdev", _placeholder(f"disk{number}", disk), *_disk_device(number)]
     return arguments
 
 
-def _disk_device(number: int) -> list[str]:
-    return ["-device", f"virtio-blk-device,drive=disk{number}"]
+def _placeholder(node: str, disk: Disk) -> str:
+    read_only = "on" if disk.read_only else "off"
+    return f"driver=null-co,node-name={node},size={_PLACEHOLDER_SIZE},read-zeroes=on,read-only={read_only}"
+
+
+def _disk_device(number: int, serial: str = "") -> list[str]:
+    return ["-device", f"virtio-blk-device,drive=disk{number}" + (f",serial={serial}" if serial else "")]
 
 
 def _processor() -> str:
@@ -360,77 +465,6 @@ def _processor() -> str:
     wanted = ("vendor_id", "cpu family", "model", "stepping", "microcode", "flags")
     lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
     return "\n".join(line for line in lines if line.partition("\t")[0].strip() in wanted)
-
-
-def _await_agent(vm: QemuVm, end: float) -> None:
-    """Wait until agentd has answered and so has nothing left to do. Raises `TemplateFailed`."""
-    from microsandbox_core.channel import HelloReceived, HostConnection
-
-    _converse(vm, HostConnection("template"), end, lambda event: isinstance(event, HelloReceived))
-
-
-def _await_mounted(vm: QemuVm, root: Root, end: float) -> None:
-    """Let agentd mount the root. Raises `TemplateFailed`."""
-    from microsandbox_core.channel import Ended, HelloReceived, HostConnection
-
-    connection = HostConnection("template")
-
-    def done(event: Any) -> bool:
-        if isinstance(event, HelloReceived):
-            connection.open("mount", {"time_ns": time.time_ns(), **root.request()})
-        elif isinstance(event, Ended):
-            if error := event.body.get("error"):
-                raise TemplateFailed(f"agentd could not mount the image: {error!r}")
-            return True
-        return False
-
-    _converse(vm, connection, end, done)
-
-
-def _await_end(vm: QemuVm, end: float) -> None:
-    if not select.select([vm.pidfd], [], [], max(0.0, end - time.monotonic()))[0]:
-        raise TemplateFailed("QEMU did not end when its state was saved")
-
-
-def _end(vm: QemuVm) -> None:
-    vm.kill()
-    vm.reap()
-    vm.agent.close()
-    vm.console.close()
-
-
-def _converse(vm: QemuVm, connection: HostConnection, end: float, done: Callable[[Any], bool]) -> None:
-    """Talk to agentd until `done` with an event. Raises `TemplateFailed`."""
-    from microsandbox_core.channel import ChannelError
-
-    printed = b""
-
-    def send() -> None:
-        data = b"".join(connection.output())
-        vm.agent.sendall(data)
-        connection.sent(len(data))
-
-    send()
-    while (left := end - time.monotonic()) > 0:
-        watched: list[Any] = [vm.agent, vm.console, vm.pidfd]
-        ready, _, _ = select.select(watched, [], [], left)
-        if vm.agent in ready:
-            try:
-                events = connection.receive(vm.agent.recv(1 << 16))
-            except ChannelError as error:
-                raise TemplateFailed(f"agentd: {error}") from error
-            except ConnectionResetError:
-                events = []  # what was written to it has not been read: the machine has ended
-            for event in events:
-                if done(event):
-                    return
-            send()
-        if vm.console in ready:
-            printed = (printed + vm.console.recv(1 << 16))[-4096:]
-        if vm.pidfd in ready:
-            said = printed.decode(errors="replace").strip().splitlines()
-            raise TemplateFailed("the machine ended while it booted" + (f": {said[-1]}" if said else ""))
-    raise TemplateFailed("agentd did not answer in time")
 
 
 def _files_of(disk: Disk) -> list[Path]:
@@ -445,8 +479,37 @@ def _disk_arguments(
 ) -> list[str]:
     """QEMU's arguments for a disk. With `detach` it is attached so that the machine can be saved, and what
     has to be taken away for that is appended."""
+    device = f"disk{number}"
+    if disk.format is DiskFormat.NOTHING:
+        return ["-blockdev", _placeholder(device, disk), *_disk_device(number)]
+    below = detach is not None and disk.format is DiskFormat.VMDK
+    node = f"under{number}" if below else device
+    arguments, options = _backing(node, disk, files)
+    arguments += ["-blockdev", _json(options) if disk.format is DiskFormat.QCOW2 else _flat(options)]
+    if detach is not None and below:
+        size = 512 * sum(extent.sectors for extent in read_extents(disk.path))
+        detach.append(Detached(device, node, size))
+        arguments += ["-blockdev", f"driver=raw,node-name={device},read-only=on,file={node}"]
+    return [*arguments, *_disk_device(number, disk.serial)]
+
+
+def _exchangeable(spec: VmSpec, files: list[int], attached: list[Attached]) -> list[str]:
+    """Placeholders that give way to the machine's disks when it has been saved: `attached` says how."""
+    arguments = []
+    for number, disk in enumerate(spec.disks, start=1):
+        nothing = f"nothing{number}"
+        given, options = _backing(f"under{number}", disk, files)
+        arguments += [*given, "-blockdev", _placeholder(nothing, disk)]
+        read_only = "on" if disk.read_only else "off"
+        raw = f"driver=raw,node-name=disk{number},read-only={read_only},file={nothing}"
+        arguments += ["-blockdev", raw, *_disk_device(number, disk.serial)]
+        attached.append(Attached(f"disk{number}", nothing, options))
+    return arguments
+
+
+def _backing(node: str, disk: Disk, files: list[int]) -> tuple[list[str], dict[str, Any]]:
+    """Hand the disk's files to QEMU: arguments for that, and the options of a block device with them."""
     arguments: list[str] = []
-    node = f"disk{number}"
 
     def give(descriptor: int) -> str:
         """Hand the descriptor to QEMU and return the name under which it opens it."""
@@ -461,24 +524,38 @@ def _disk_arguments(
             (give(_open(extent.path, read_only=True)), extent.sectors, extent.offset)
             for extent in read_extents(disk.path)
         ]
-        if detach is not None:
-            detach.append(Detached(node, f"under{number}", 512 * sum(sectors for _, sectors, _ in extents)))
-            node = f"under{number}"
         name = give(_memory_file(write_descriptor(extents)))
+    elif disk.descriptor is not None:
+        # The same open file, and so the lock on it.
+        name = give(os.dup(disk.descriptor))
     else:
         name = give(_open(disk.path, read_only=disk.read_only))
-    options = [f"driver={disk.format}", f"node-name={node}"]
-    options.append(f"read-only={'on' if disk.read_only else 'off'}")
+    options: dict[str, Any] = {"driver": str(disk.format), "node-name": node, "read-only": disk.read_only}
     if disk.scratch:
-        options.append("cache.no-flush=on")
+        options["cache"] = {"no-flush": True}
     if not disk.read_only:
-        options.append("discard=unmap")
-    options += ["file.driver=file", f"file.filename={name}"]
-    arguments += ["-blockdev", ",".join(options)]
-    if node != f"disk{number}":
-        arguments += ["-blockdev", f"driver=raw,node-name=disk{number},read-only=on,file={node}"]
-    arguments += _disk_device(number)
-    return arguments
+        options["discard"] = "unmap"
+    if disk.format is DiskFormat.QCOW2:
+        options["backing"] = None  # whatever its header says
+    return arguments, {**options, "file": {"driver": "file", "filename": name}}
+
+
+def _json(options: dict[str, Any]) -> str:
+    import json  # there is no other way to say that there is nothing
+
+    return json.dumps(options)
+
+
+def _flat(options: dict[str, Any], prefix: str = "") -> str:
+    """A block device's options as an argument."""
+    parts = []
+    for name, value in options.items():
+        if isinstance(value, dict):
+            parts.append(_flat(value, f"{prefix}{name}."))
+        else:
+            said = ("off", "on")[value] if isinstance(value, bool) else value
+            parts.append(f"{prefix}{name}={said}")
+    return ",".join(parts)
 
 
 def _memory_file(content: bytes) -> int:

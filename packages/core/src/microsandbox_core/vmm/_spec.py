@@ -5,10 +5,13 @@ from __future__ import annotations
 import socket
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from microsandbox_core.errors import SpecInvalid
 from microsandbox_core.templates import Template
+
+if TYPE_CHECKING:
+    from microsandbox_core.vmm.saved import Capture
 
 
 class DiskFormat(StrEnum):
@@ -17,6 +20,9 @@ class DiskFormat(StrEnum):
     RAW = "raw"
     VMDK = "vmdk"
     """A text descriptor that concatenates flat extents, with paths relative to itself."""
+    QCOW2 = "qcow2"
+    NOTHING = "nothing"
+    """A placeholder, in a machine of which a template is made."""
 
 
 class Isolation(StrEnum):
@@ -39,17 +45,29 @@ class Capability(StrEnum):
 
 MAX_DISKS = 4
 """With `acpi=off` the microvm machine has 8 virtio slots; the boot disk, the console,
-the random number generator and the network card take one each."""
+the random number generator and the network card take one each. QEMU has more only with a second interrupt
+controller, for which it wants ACPI, or a PCI bus; libkrunfw's kernel has neither."""
+
+
+MAX_PORTS = 29
+"""Console ports that a machine can be given beside the two that it has."""
+
+
+MTU_LIMIT = 65520
+"""Bytes of the largest IP packet that a network card takes."""
 
 
 class Disk(NamedTuple):
     """A virtio-blk device. `scratch`: its content need not survive the machine, so a flush that
-    the guest asks for may be skipped."""
+    the guest asks for may be skipped. `descriptor`: the file, if it is open already. `serial`: what the guest
+    reads as its serial number; letters, digits, ``_ . -``."""
 
     path: Path
     format: DiskFormat = DiskFormat.RAW
     read_only: bool = False
     scratch: bool = False
+    descriptor: int | None = None
+    serial: str = ""
 
 
 class VmSpec(NamedTuple):
@@ -76,7 +94,8 @@ class Root(NamedTuple):
 
     `image` and `upper` are the places of the two disks in `VmSpec.disks`. The upper is freshly
     formatted, by a procedure of which `upper_kind` is the name. `warm`: paths of files in the image
-    to be read into the guest's memory; those that do not exist are left out.
+    to be read into the guest's memory, and of directories whose entries are to be looked up; those that do
+    not exist are left out.
     """
 
     image: int
@@ -96,6 +115,19 @@ class Root(NamedTuple):
 def device(disk: int) -> str:
     """Where the guest finds the disk at this place in `VmSpec.disks`."""
     return f"/dev/vd{'bcdefgh'[disk]}"
+
+
+class DiskCopy(Protocol):
+    """A copy of a running machine's disk that is being made."""
+
+    def is_ready(self) -> bool:
+        """Whether only what is written from now on is missing. Raises `MachineFailed`."""
+
+    def finish(self) -> None:
+        """Complete it, when it is ready and the machine is paused. Raises `MachineFailed`."""
+
+    def give_up(self) -> None:
+        """Let go of it. Does nothing after `finish`."""
 
 
 class Vm(Protocol):
@@ -122,11 +154,54 @@ class Vm(Protocol):
         """Stream socket from which the guest kernel's log and the VMM's messages are read."""
 
     @property
+    def network(self) -> socket.socket:
+        """Stream socket joined to the network card: Ethernet frames after 32-bit big-endian lengths. Where
+        it is closed, what the guest sends is lost."""
+
+    @property
     def template(self) -> str | None:
         """The key of the template it was started from; None if its kernel was booted."""
 
-    def started(self) -> None:
-        """To be called when agentd has answered."""
+    @property
+    def monitor(self) -> int | None:
+        """Becomes readable when `hear` has something to do; None if it never does."""
+
+    def hear(self) -> bool:
+        """Take what the VMM says unasked, so that it does not pile up; False when there will be no more."""
+
+    def pause(self) -> None:
+        """Halt its processors; memory and devices stay as they are, its disks are written out.
+
+        Raises `Unsupported`, and `MachineFailed` when the VMM does not obey.
+        """
+
+    def resume(self) -> None:
+        """Undo `pause`. Raises what that raises."""
+
+    def cut_network(self) -> None:
+        """Let the guest see that its network card's link is down. Raises what `pause` raises."""
+
+    def join_network(self) -> None:
+        """Undo `cut_network`. Raises what that raises."""
+
+    def add_port(self, name: str) -> socket.socket:
+        """Give the machine one more console port, which the guest finds by its name; the host's end of it, a
+        stream socket. At most `MAX_PORTS`. Raises what `pause` raises."""
+
+    def written(self) -> int:
+        """How many bytes of memory `save` would take now. Raises what that raises."""
+
+    def save(self, directory: Path, capture: Capture) -> None:
+        """Write a paused machine's `state` into `directory` and take its memory, which is complete when
+        the capture has been written over `memory`, the file that `copy_memory` has made there. The machine
+        can be resumed before that. What is on its disks is the caller's to take.
+
+        Raises `Unsupported` where this host does not let its memory be read, `MachineFailed`, `OSError`.
+        """
+
+    def copy_disk(self, disk: int, size: int, target: Path) -> DiskCopy:
+        """Begin to copy the disk at this place in `VmSpec.disks`, of `size` bytes, to a new file, while the
+        machine runs. One at a time. Raises `Unsupported`, `MachineFailed`, `OSError`."""
 
     def kill(self) -> None:
         """End the VMM at once, without the guest's help. Does nothing if it has ended."""
@@ -158,8 +233,15 @@ class Vmm(Protocol):
         `TemplateFailed` on a host that cannot use templates; whether the state could be loaded shows in
         that agentd answers, or the VMM ends."""
 
-    def make_template(self, spec: VmSpec, directory: Path, *, seconds: float) -> None:
-        """Boot the machine, save it when agentd waits for its configuration, and end it.
+    def start_saved(self, spec: VmSpec, saved: Template) -> Vm:
+        """Start a machine from what `Vm.save` has written of one with the same processors, memory and
+        devices. Raises what `start_template` raises."""
+
+    def make_template(
+        self, spec: VmSpec, directory: Path, *, seconds: float, run_on: bool = False
+    ) -> Vm | None:
+        """Boot the machine, save it when agentd waits for its configuration, and end it; or let it `run_on`
+        with its disks, where agentd has answered a greeting and waits for another.
 
         Leaves `memory` and `state` in `directory`. Raises `TemplateFailed`, also after `seconds`.
         """

@@ -20,7 +20,7 @@ from microsandbox_core.channel import (
     decode_control,
 )
 
-from microsandbox.errors import FilesystemError, NotRunning, OutcomeUnknown
+from microsandbox.errors import FilesystemError, NotRunning, OutcomeUnknown, paused
 from microsandbox.files._extract import CopyResult, Extractor, failure_of, not_regular
 from microsandbox.files._pack import pack
 
@@ -134,6 +134,8 @@ class _Translated:
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if isinstance(error, ConnectionLost):
             raise NotRunning(f"the sandbox {self._where!r} is not running any more") from error
+        if isinstance(error, RequestFailed) and error.kind == "paused":
+            raise paused(self._where) from error
         if isinstance(error, RequestFailed):
             raise FilesystemError(f"the sandbox {self._where!r}: {error}", code=error.kind) from error
         if isinstance(error, ChannelError) and not isinstance(error, StreamClosed):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import deque
 from pathlib import Path
 
@@ -10,6 +11,13 @@ TAIL = 16 << 10
 """Bytes kept in memory."""
 FILE_LIMIT = 1 << 20
 """Bytes after which the log starts over, once kept as `.1`: a guest cannot fill the host's disk."""
+
+_LAST_LINE = 200  # bytes in which a kernel's last line is looked for
+
+_HALTED = re.compile(
+    rb"(?:^|\n)(?:\[ *[0-9.]+\] )?reboot: (?:System halted|Power down|Power off not available: [^\n]*)\s*\Z"
+)
+"""The last that a kernel prints which halts its processors."""
 
 
 class Console:
@@ -41,6 +49,15 @@ class Console:
         """The last 16 KiB as text: what is not UTF-8 replaced, control characters left out."""
         text = b"".join(self._tail)[-TAIL:].decode(errors="replace")
         return "".join(c for c in text if c.isprintable() or c in "\n\t").strip()
+
+    def says_halted(self) -> bool:
+        """Whether the last line is that of a kernel that halts. Others in the guest may print it as well."""
+        end = b""
+        for data in reversed(self._tail):
+            end = data[-_LAST_LINE:] + end
+            if len(end) >= _LAST_LINE:
+                break
+        return _HALTED.search(end[-_LAST_LINE:]) is not None
 
     def _rotate(self) -> None:
         if self._file is not None:

@@ -22,12 +22,18 @@ Stop = Callable[[Cause, str], None]
 
 
 def watch_limits(
-    server: RelayServer, relay: Relay, max_duration: float | None, idle_timeout: float | None, stop: Stop
+    server: RelayServer,
+    relay: Relay,
+    max_duration: float | None,
+    idle_timeout: float | None,
+    stop: Stop,
+    is_paused: Callable[[], bool] = lambda: False,
 ) -> None:
     """Count from now, in seconds; None is no limit. `stop` may be called for both, one after the other.
 
     Idle is decided by what clients do, for a guest can claim anything: bytes that a client sends, and output
     that it is sent. Neither the supervisor's own questions count, nor that a connection or a command is open.
+    Nor is it idle while it is paused: max_duration counts on, and idle_timeout anew when it is resumed.
     """
     if max_duration is not None:
         reason = f"it ran for its max-duration of {max_duration:g} s"
@@ -38,7 +44,9 @@ def watch_limits(
 
         def look(*, settled: bool = False) -> None:
             left = max(began, relay.active_at) + limit - monotonic()
-            if left > 0:
+            if is_paused():
+                server.call_later(limit, look)  # it counts anew from its end
+            elif left > 0:
                 server.call_later(left, look)
             elif not settled:
                 server.call_later(_SETTLE, lambda: look(settled=True))

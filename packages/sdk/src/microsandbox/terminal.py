@@ -1,4 +1,4 @@
-"""The terminal that `msb` was started at: its size, its raw mode, the keys that leave a command."""
+"""The terminal that this process was started at: its size, its raw mode, the keys that leave a command."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import termios
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from tty import setraw
@@ -17,6 +18,9 @@ from microsandbox.execution import ExecHandle, Terminal
 
 DETACH_KEYS = "ctrl-p,ctrl-q"
 """The default of `--detach-keys`, as Docker has it."""
+
+_LOOK_INTERVAL = 0.25
+"""Seconds between looks at the size of the terminal, where nothing tells of a change."""
 
 # Those that end a process and that a command does not handle already (`report.SIGNALS`).
 _DEADLY = (signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM)
@@ -42,7 +46,14 @@ def _size() -> tuple[int, int]:
 @contextmanager
 def joined(handle: ExecHandle, opened: Terminal, *, keyboard: bool) -> Iterator[None]:
     """Let the command's terminal, which was `opened` so, have the size of ours, and with `keyboard` every key
-    that is pressed. Ours is as before afterwards, however that comes about."""
+    that is pressed. Ours is as before afterwards, however that comes about.
+
+    Signals reach only the main thread: on another one the size is looked at now and then.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        with _joined_aside(handle, opened, keyboard=keyboard):
+            yield
+        return
     loop = asyncio.get_running_loop()
     raw = _Raw() if keyboard and os.isatty(0) else None
 
@@ -69,6 +80,29 @@ def joined(handle: ExecHandle, opened: Terminal, *, keyboard: bool) -> Iterator[
             raw.leave()
         loop.remove_signal_handler(signal.SIGWINCH)
         loop.remove_signal_handler(signal.SIGCONT)
+
+
+@contextmanager
+def _joined_aside(handle: ExecHandle, opened: Terminal, *, keyboard: bool) -> Iterator[None]:
+    raw = _Raw() if keyboard and os.isatty(0) else None
+
+    async def watch() -> None:
+        size = (opened.rows, opened.cols)
+        while True:
+            if _size() != size:
+                size = _size()
+                handle.resize(*size)
+            await asyncio.sleep(_LOOK_INTERVAL)
+
+    watching = asyncio.create_task(watch())
+    try:
+        if raw is not None:
+            raw.enter()
+        yield
+    finally:
+        watching.cancel()
+        if raw is not None:
+            raw.leave()
 
 
 class _Raw:
@@ -110,12 +144,12 @@ class DetachKeys:
         self._held = b""
 
     @classmethod
-    def parse(cls, text: str) -> DetachKeys | None:
+    def parse(cls, text: str, what: str = "--detach-keys") -> DetachKeys | None:
         """Reads `ctrl-p,ctrl-q`: characters, or `ctrl-` with a letter or one of ``@[\\]^_``.
 
-        None if there are none. Raises `ConfigError`.
+        None if there are none. Raises `ConfigError`, which says `what` they were for.
         """
-        return cls(bytes(_key(key, text) for key in text.split(","))) if text else None
+        return cls(bytes(_key(key, text, what) for key in text.split(","))) if text else None
 
     def take(self, data: bytes) -> tuple[bytes, bool]:
         """What of `data`, and of what was held back before, is for the command; and whether the sequence is
@@ -132,12 +166,12 @@ class DetachKeys:
         return data, False
 
 
-def _key(key: str, text: str) -> int:
+def _key(key: str, text: str, what: str) -> int:
     if len(key) == 1 and key.isascii():
         return ord(key)
     if found := re.fullmatch(r"ctrl-([a-zA-Z@\[\\\]^_])", key):
         return ord(found[1].upper()) & 0x1F
     raise ConfigError(
-        f"--detach-keys: {text!r} is not a sequence of keys",
+        f"{what}: {text!r} is not a sequence of keys",
         hint="use characters and ctrl-LETTER with commas between them, as in ctrl-p,ctrl-q; '' for none",
     )

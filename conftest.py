@@ -1,0 +1,3 @@
+"""What every run of tests has, whichever tests they are."""
+
+pytest_plugins = ["tests.support.beside"]
