@@ -214,11 +214,17 @@ def test_l09_a_disk_that_takes_no_log_stops_nobody(msb: Msb, dev: str) -> None:
     unlimited = resource.prlimit(supervisor.pid, resource.RLIMIT_FSIZE)
     size = 50_000
     try:
-        resource.prlimit(supervisor.pid, resource.RLIMIT_FSIZE, (current.stat().st_size + 10, unlimited[1]))
-        written = current.stat().st_mtime_ns
+        whole = current.stat()
+        resource.prlimit(supervisor.pid, resource.RLIMIT_FSIZE, (whole.st_size + 10, unlimited[1]))
         done = msb("exec", dev, "--", "sh", "-c", f"head -c {size} /dev/zero").succeeded()
         assert done.out == bytes(size)
-        eventually(lambda: current.stat().st_mtime_ns != written, within=10, what="an attempt to write")
+
+        # Ten bytes of a line come first: the limit has to stay until the rest was refused, and they are cut off.
+        def refused() -> bool:
+            seen = current.stat()
+            return seen.st_mtime_ns != whole.st_mtime_ns and seen.st_size == whole.st_size
+
+        eventually(refused, within=10, what="a refused write")
     finally:
         resource.prlimit(supervisor.pid, resource.RLIMIT_FSIZE, unlimited)
     msb("stop", dev).succeeded()
