@@ -219,7 +219,7 @@ def test_l09_a_disk_that_takes_no_log_stops_nobody(msb: Msb, dev: str) -> None:
         done = msb("exec", dev, "--", "sh", "-c", f"head -c {size} /dev/zero").succeeded()
         assert done.out == bytes(size)
 
-        # Ten bytes of a line come first: the limit has to stay until the rest was refused, and they are cut off.
+        # Ten bytes of a line come first, and are cut off when the rest is refused: the limit stays till then.
         def refused() -> bool:
             seen = current.stat()
             return seen.st_mtime_ns != whole.st_mtime_ns and seen.st_size == whole.st_size
