@@ -16,8 +16,9 @@ import typer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from microsandbox_cli import images, lifecycle, ping, registry, run, sandboxes
-from microsandbox_cli.app import Compression, Format, JsonFormat, Pull, Security, Vmm, app
+from microsandbox_cli.app import app
 from microsandbox_cli.network_options import DnsMode, NetNames, NetworkPreset
+from microsandbox_cli.options import Compression, Format, JsonFormat, Pull, Security, Vmm
 from microsandbox_cli.quick import (
     COMMANDS,
     COMPRESSION,

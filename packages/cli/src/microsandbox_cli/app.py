@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from microsandbox_cli import network_options as net
+from microsandbox_cli import options as opt
 from microsandbox_cli.conf_command import Configurable
+from microsandbox_cli.image_app import image_app
 from microsandbox_cli.net_app import net_app
 from microsandbox_cli.paths import given, path
+from microsandbox_cli.registry_app import registry_app
+from microsandbox_cli.self_app import self_app
 from microsandbox_cli.volume_app import volume_app
 
 EXIT_CODES = (
@@ -34,13 +37,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=f"Example: msb run busybox -- echo hello. {EXIT_CODES}",
 )
-image_app = typer.Typer(
-    help="Work with the images in the store.", no_args_is_help=True, rich_markup_mode=None
-)
 app.add_typer(image_app, name="image")
-registry_app = typer.Typer(
-    help="Log in to image registries, and look into them.", no_args_is_help=True, rich_markup_mode=None
-)
 app.add_typer(registry_app, name="registry")
 app.add_typer(net_app, name="net")
 app.add_typer(volume_app, name="volume")
@@ -48,81 +45,7 @@ conf_app = typer.Typer(
     help="Files of settings for `msb run` and `create`.", no_args_is_help=True, rich_markup_mode=None
 )
 app.add_typer(conf_app, name="conf")
-self_app = typer.Typer(help="Update or remove msb itself.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(self_app, name="self")
-
-
-class Format(StrEnum):
-    """How a listing is printed."""
-
-    TABLE = "table"
-    JSON = "json"
-
-
-class MetricsFormat(StrEnum):
-    """How metrics are printed."""
-
-    TABLE = "table"
-    JSON = "json"
-    OPENMETRICS = "openmetrics"
-
-
-class JsonFormat(StrEnum):
-    """How everything about one thing is printed."""
-
-    JSON = "json"
-
-
-class LogFormat(StrEnum):
-    """How lines of a log are printed."""
-
-    TEXT = "text"
-    JSON = "json"
-
-
-class Vmm(StrEnum):
-    """Which virtual machine monitor runs the sandbox."""
-
-    AUTO = "auto"
-    QEMU = "qemu"
-
-
-class Security(StrEnum):
-    """What programs may do in the guest."""
-
-    DEFAULT = "default"
-    RESTRICTED = "restricted"
-
-
-class Pull(StrEnum):
-    """When an image is asked for at its registry."""
-
-    ALWAYS = "always"
-    IF_MISSING = "if-missing"
-    NEVER = "never"
-
-
-class Compression(StrEnum):
-    """How the files of images are kept."""
-
-    NONE = "none"
-    LZ4 = "lz4"
-
-
-class Shell(StrEnum):
-    """A shell that can complete commands."""
-
-    BASH = "bash"
-    ZSH = "zsh"
-    FISH = "fish"
-
-
-class LogLevel(StrEnum):
-    """How much is said on stderr."""
-
-    ERROR = "error"
-    INFO = "info"
-    DEBUG = "debug"
 
 
 def _version(wanted: bool) -> None:
@@ -133,316 +56,60 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-def _set_log_level(level: LogLevel | None) -> None:
-    if level is not None:
-        from microsandbox_cli.report import set_log_level
-
-        set_log_level(level)
-
-
-# Taken before and after the command's name.
-LogLevelOption = Annotated[
-    LogLevel | None,
-    typer.Option(
-        "--log-level",
-        callback=_set_log_level,
-        help="error: no remarks; debug: errors show the console and a traceback.",
-        show_default=False,
-    ),
-]
-
-
 @app.callback()
 def _root(
     version: Annotated[
         bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
-    log_level: LogLevelOption = None,
+    log_level: opt.LogLevelOption = None,
 ) -> None:
     pass
 
 
-# What a shell offers for a parameter: see `reference`.
-
-
-def _sandboxes(incomplete: str) -> list[str]:
-    return ["@sandboxes"]
-
-
-def _running(incomplete: str) -> list[str]:
-    return ["@running"]
-
-
-def _stopped(incomplete: str) -> list[str]:
-    return ["@stopped"]
-
-
-def _images(incomplete: str) -> list[str]:
-    return ["@images"]
-
-
-def _places(incomplete: str) -> list[str]:
-    return ["@places"]
-
-
-ImageArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="IMAGE",
-        help="An image by name, a root file system directory (./dir), or docker-archive:FILE, "
-        "oci-archive:FILE, oci:DIR.",
-        show_default=False,
-        autocompletion=_images,
-    ),
-]
-NameArgument = Annotated[
-    str,
-    typer.Argument(metavar="NAME", help="The sandbox.", show_default=False, autocompletion=_sandboxes),
-]
-RunningArgument = Annotated[
-    str, typer.Argument(metavar="NAME", help="The sandbox.", show_default=False, autocompletion=_running)
-]
-EnteredArgument = Annotated[
-    str, typer.Argument(metavar="NAME", help="The sandbox.", show_default=False, autocompletion=_sandboxes)
-]
-ChangedArgument = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="PATH...",
-        help="In the sandbox, or below its only workspace; everything if there is none.",
-        show_default=False,
-        parser=given,
-    ),
-]
-NamesArgument = Annotated[
-    list[str],
-    typer.Argument(metavar="NAME...", help="The sandboxes.", show_default=False, autocompletion=_sandboxes),
-]
-ChosenArgument = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="NAME...", help="The sandboxes.", show_default=False, autocompletion=_sandboxes),
-]
-ChosenRunningArgument = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="NAME...", help="The sandboxes.", show_default=False, autocompletion=_running),
-]
-ChosenStoppedArgument = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="NAME...", help="The sandboxes.", show_default=False, autocompletion=_stopped),
-]
-LabelOption = Annotated[
-    list[str] | None,
-    typer.Option("--label", metavar="KEY[=VALUE]", help="Those with this label too; with all, if repeated."),
-]
-LabelFilter = Annotated[
-    list[str] | None,
-    typer.Option("--label", metavar="KEY[=VALUE]", help="Those with this label; with all, if repeated."),
-]
-ImagesArgument = Annotated[
-    list[str],
-    typer.Argument(metavar="IMAGE...", help="The images.", show_default=False, autocompletion=_images),
-]
-Command = Annotated[
-    list[str] | None, typer.Argument(metavar="COMMAND", help="What to run.", show_default=False)
-]
-Env = Annotated[
-    list[str] | None,
-    typer.Option("--env", "-e", metavar="KEY[=VALUE]", help="Set a variable; KEY alone takes the host's."),
-]
-Workdir = Annotated[str | None, typer.Option("--workdir", "-w", metavar="DIR", help="Working directory.")]
-User = Annotated[
-    str | None, typer.Option("--user", "-u", metavar="USER[:GROUP]", help="User, by name or number.")
-]
-Memory = Annotated[
-    str | None, typer.Option("--memory", "-m", metavar="SIZE", help="Memory: 512M, 1G. Default: 512M.")
-]
-Cpus = Annotated[int | None, typer.Option("--cpus", "-c", metavar="N", help="vCPUs. Default: 1.")]
-Hostname = Annotated[
-    str | None, typer.Option("--hostname", "-H", metavar="NAME", help="Host name in the guest.")
-]
-Entrypoint = Annotated[
-    str | None, typer.Option("--entrypoint", metavar="PROGRAM", help="Replace the image's entrypoint.")
-]
-Timeout = Annotated[
-    str | None,
-    typer.Option("--timeout", metavar="TIME", help="Kill the command after 500ms, 30s, 5m; exit code 124."),
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no remarks.")]
-NamesOnly = Annotated[bool, typer.Option("--quiet", "-q", help="Print names only.")]
-VmmOption = Annotated[Vmm, typer.Option("--vmm", help="Virtual machine monitor.")]
-RequireKvm = Annotated[
-    bool, typer.Option("--require-kvm", help="Fail rather than emulate the processor in software.")
-]
-PullOption = Annotated[
-    Pull,
-    typer.Option("--pull", help="When to ask the image's registry: if-missing is if the image is not here."),
-]
-Cold = Annotated[bool, typer.Option("--cold", help="Boot the kernel rather than start from a template.")]
-MaxDuration = Annotated[
-    str | None,
-    typer.Option("--max-duration", metavar="TIME", help="Stop the sandbox after 30s, 5m, 1h."),
-]
-IdleTimeout = Annotated[
-    str | None,
-    typer.Option(
-        "--idle-timeout", metavar="TIME", help="Stop the sandbox when for 30s, 5m nothing went in or out."
-    ),
-]
-Detach = Annotated[
-    bool,
-    typer.Option("--detach", "-d", help="Leave it running, print its name; it stops with the command."),
-]
-DetachKeysOption = Annotated[
-    str | None,
-    typer.Option(
-        "--detach-keys", metavar="KEYS", help="Keys that leave the command running. Default: ctrl-p,ctrl-q."
-    ),
-]
-RunDetachKeysOption = Annotated[
-    str | None,
-    typer.Option(
-        "--detach-keys", metavar="KEYS", help="Keys that leave the command running, such as ctrl-p,ctrl-q."
-    ),
-]
-ShellOption = Annotated[
-    str | None,
-    typer.Option("--shell", metavar="PATH", help="Shell of scripts and people. Default: /bin/sh."),
-]
-Script = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--script",
-        metavar="NAME=BODY",
-        help="Put a shell script on PATH; \\n \\t \\r \\\\ \\\" \\' are decoded.",
-    ),
-]
-ScriptRaw = Annotated[
-    list[str] | None,
-    typer.Option("--script-raw", metavar="NAME=BYTES", help="The same, with exactly these bytes."),
-]
-ScriptPath = Annotated[
-    list[str] | None,
-    typer.Option("--script-path", metavar="NAME:FILE", help="The same, from a file of the host."),
-]
-TmpfsOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--tmpfs",
-        metavar="DIR[:SIZE[,OPTION]]",
-        help="Mount memory: /cache:100M; options mode=OCTAL, ro, noexec.",
-    ),
-]
-VolumeOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--volume", "-v",
-        metavar="SOURCE:TARGET[:OPTION]",
-        help="Mount files of the host: ./src:/app; options ro, watch, noexec, nosuid, nodev, owner=, cache=.",
-    ),
-]  # fmt: skip
-StopSignal = Annotated[
-    str | None,
-    typer.Option("--stop-signal", metavar="SIGNAL", help="What asks processes to end. Default: the image's."),
-]
-InitOption = Annotated[
-    str | None,
-    typer.Option("--init", metavar="PATH", help="Run the image's init as PID 1; auto looks for one."),
-]
-InitArg = Annotated[
-    list[str] | None, typer.Option("--init-arg", metavar="ARG", help="An argument for the init.")
-]
-InitEnv = Annotated[
-    list[str] | None, typer.Option("--init-env", metavar="KEY[=VALUE]", help="A variable for the init.")
-]
-RootDisk = Annotated[
-    str | None, typer.Option("--root-disk", metavar="SIZE", help="Room to write in: 512M, 16G. Default: 8G.")
-]
-MountDisk = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--mount-disk",
-        metavar="FILE:DIR[:OPTION,...]",
-        help="A disk image (raw or qcow2) as a file system. Options: ro, fstype=TYPE, format=raw|qcow2.",
-    ),
-]
-SecurityOption = Annotated[
-    Security,
-    typer.Option("--security", help="Privileges in the guest; restricted: none that concern its kernel."),
-]
-Rlimit = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--rlimit", metavar="NAME=SOFT[:HARD]", help="Limit a resource: nofile=1024, core=unlimited."
-    ),
-]
-NoStdin = Annotated[bool, typer.Option("--no-stdin", help="Do not forward standard input.")]
-Tty = Annotated[
-    bool, typer.Option("--tty", "-t", help="Run at a terminal, even if ours is none. Default: if it is one.")
-]
-NoTty = Annotated[bool, typer.Option("--no-tty", help="Run with pipes, even if we are at a terminal.")]
-LabelsOption = Annotated[
-    list[str] | None,
-    typer.Option("--label", metavar="KEY=VALUE", help="Label the sandbox, to select it by later."),
-]
-Replace = Annotated[bool, typer.Option("--replace", help="End and remove a sandbox that has the name.")]
-ReplaceWithGrace = Annotated[
-    str | None,
-    typer.Option("--replace-with-grace", metavar="TIME", help="The same, with 30s, 5m to end by itself."),
-]
-FormatOption = Annotated[Format, typer.Option("--format", help="How to print it.")]
-JsonOption = Annotated[JsonFormat, typer.Option("--format", help="How to print it.")]
-ConfOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--conf", metavar="FILE", help="Take settings from a YAML file; options given here win.", parser=path
-    ),
-]
-
-
 @app.command(cls=Configurable)
 def run(
-    image: ImageArgument,
-    command: Command = None,
+    image: opt.ImageArgument,
+    command: opt.Command = None,
     name: Annotated[
         str | None,
         typer.Option("--name", "-n", metavar="NAME", help="Name the sandbox, and keep it afterwards."),
     ] = None,
-    env: Env = None,
-    workdir: Workdir = None,
-    user: User = None,
-    memory: Memory = None,
-    cpus: Cpus = None,
-    hostname: Hostname = None,
-    entrypoint: Entrypoint = None,
-    timeout: Timeout = None,
-    vmm: VmmOption = Vmm.AUTO,
-    require_kvm: RequireKvm = False,
-    cold: Cold = False,
-    max_duration: MaxDuration = None,
-    idle_timeout: IdleTimeout = None,
-    security: SecurityOption = Security.DEFAULT,
-    rlimit: Rlimit = None,
-    no_stdin: NoStdin = False,
-    tty: Tty = False,
-    no_tty: NoTty = False,
-    detach: Detach = False,
-    detach_keys: RunDetachKeysOption = None,
-    shell: ShellOption = None,
-    script: Script = None,
-    script_raw: ScriptRaw = None,
-    script_path: ScriptPath = None,
-    tmpfs: TmpfsOption = None,
-    volume: VolumeOption = None,
-    stop_signal: StopSignal = None,
-    init: InitOption = None,
-    init_arg: InitArg = None,
-    init_env: InitEnv = None,
-    root_disk: RootDisk = None,
-    mount_disk: MountDisk = None,
-    label: LabelsOption = None,
-    replace: Replace = False,
-    replace_with_grace: ReplaceWithGrace = None,
-    pull: PullOption = Pull.IF_MISSING,
+    env: opt.Env = None,
+    workdir: opt.Workdir = None,
+    user: opt.User = None,
+    memory: opt.Memory = None,
+    cpus: opt.Cpus = None,
+    hostname: opt.Hostname = None,
+    entrypoint: opt.Entrypoint = None,
+    timeout: opt.Timeout = None,
+    vmm: opt.VmmOption = opt.Vmm.AUTO,
+    require_kvm: opt.RequireKvm = False,
+    cold: opt.Cold = False,
+    max_duration: opt.MaxDuration = None,
+    idle_timeout: opt.IdleTimeout = None,
+    security: opt.SecurityOption = opt.Security.DEFAULT,
+    rlimit: opt.Rlimit = None,
+    no_stdin: opt.NoStdin = False,
+    tty: opt.Tty = False,
+    no_tty: opt.NoTty = False,
+    detach: opt.Detach = False,
+    detach_keys: opt.RunDetachKeysOption = None,
+    shell: opt.ShellOption = None,
+    script: opt.Script = None,
+    script_raw: opt.ScriptRaw = None,
+    script_path: opt.ScriptPath = None,
+    tmpfs: opt.TmpfsOption = None,
+    volume: opt.VolumeOption = None,
+    stop_signal: opt.StopSignal = None,
+    init: opt.InitOption = None,
+    init_arg: opt.InitArg = None,
+    init_env: opt.InitEnv = None,
+    root_disk: opt.RootDisk = None,
+    mount_disk: opt.MountDisk = None,
+    label: opt.LabelsOption = None,
+    replace: opt.Replace = False,
+    replace_with_grace: opt.ReplaceWithGrace = None,
+    pull: opt.PullOption = opt.Pull.IF_MISSING,
     port: net.Port = None,
     network_policy: net.NetworkPolicyOption = None,
     net_rule: net.NetRule = None,
@@ -457,9 +124,9 @@ def run(
     net_rate: net.NetRate = None,
     upstream_proxy: net.UpstreamProxy = None,
     no_proxy: net.NoProxy = None,
-    quiet: Quiet = False,
-    conf: ConfOption = None,
-    log_level: LogLevelOption = None,
+    quiet: opt.Quiet = False,
+    conf: opt.ConfOption = None,
+    log_level: opt.LogLevelOption = None,
 ) -> None:
     """Run a command in a new sandbox; without one, and with none in the image, a shell if at a terminal.
 
@@ -496,38 +163,38 @@ def run(
 
 @app.command(cls=Configurable)
 def create(
-    image: ImageArgument,
+    image: opt.ImageArgument,
     name: Annotated[str, typer.Option("--name", "-n", metavar="NAME", help="Name the sandbox.")],
-    env: Env = None,
-    workdir: Workdir = None,
-    user: User = None,
-    memory: Memory = None,
-    cpus: Cpus = None,
-    hostname: Hostname = None,
-    entrypoint: Entrypoint = None,
-    vmm: VmmOption = Vmm.AUTO,
-    require_kvm: RequireKvm = False,
-    cold: Cold = False,
-    max_duration: MaxDuration = None,
-    idle_timeout: IdleTimeout = None,
-    shell: ShellOption = None,
-    script: Script = None,
-    script_raw: ScriptRaw = None,
-    script_path: ScriptPath = None,
-    tmpfs: TmpfsOption = None,
-    volume: VolumeOption = None,
-    stop_signal: StopSignal = None,
-    init: InitOption = None,
-    init_arg: InitArg = None,
-    init_env: InitEnv = None,
-    root_disk: RootDisk = None,
-    mount_disk: MountDisk = None,
-    security: SecurityOption = Security.DEFAULT,
-    rlimit: Rlimit = None,
-    label: LabelsOption = None,
-    replace: Replace = False,
-    replace_with_grace: ReplaceWithGrace = None,
-    pull: PullOption = Pull.IF_MISSING,
+    env: opt.Env = None,
+    workdir: opt.Workdir = None,
+    user: opt.User = None,
+    memory: opt.Memory = None,
+    cpus: opt.Cpus = None,
+    hostname: opt.Hostname = None,
+    entrypoint: opt.Entrypoint = None,
+    vmm: opt.VmmOption = opt.Vmm.AUTO,
+    require_kvm: opt.RequireKvm = False,
+    cold: opt.Cold = False,
+    max_duration: opt.MaxDuration = None,
+    idle_timeout: opt.IdleTimeout = None,
+    shell: opt.ShellOption = None,
+    script: opt.Script = None,
+    script_raw: opt.ScriptRaw = None,
+    script_path: opt.ScriptPath = None,
+    tmpfs: opt.TmpfsOption = None,
+    volume: opt.VolumeOption = None,
+    stop_signal: opt.StopSignal = None,
+    init: opt.InitOption = None,
+    init_arg: opt.InitArg = None,
+    init_env: opt.InitEnv = None,
+    root_disk: opt.RootDisk = None,
+    mount_disk: opt.MountDisk = None,
+    security: opt.SecurityOption = opt.Security.DEFAULT,
+    rlimit: opt.Rlimit = None,
+    label: opt.LabelsOption = None,
+    replace: opt.Replace = False,
+    replace_with_grace: opt.ReplaceWithGrace = None,
+    pull: opt.PullOption = opt.Pull.IF_MISSING,
     port: net.Port = None,
     network_policy: net.NetworkPolicyOption = None,
     net_rule: net.NetRule = None,
@@ -542,9 +209,9 @@ def create(
     net_rate: net.NetRate = None,
     upstream_proxy: net.UpstreamProxy = None,
     no_proxy: net.NoProxy = None,
-    quiet: Quiet = False,
-    conf: ConfOption = None,
-    log_level: LogLevelOption = None,
+    quiet: opt.Quiet = False,
+    conf: opt.ConfOption = None,
+    log_level: opt.LogLevelOption = None,
 ) -> None:
     """Create a named sandbox and leave it running.
 
@@ -575,20 +242,20 @@ def create(
 
 @app.command("exec")
 def exec_(
-    name: RunningArgument,
-    command: Command = None,
-    env: Env = None,
-    workdir: Workdir = None,
-    user: User = None,
-    timeout: Timeout = None,
-    rlimit: Rlimit = None,
-    no_stdin: NoStdin = False,
-    tty: Tty = False,
-    no_tty: NoTty = False,
+    name: opt.RunningArgument,
+    command: opt.Command = None,
+    env: opt.Env = None,
+    workdir: opt.Workdir = None,
+    user: opt.User = None,
+    timeout: opt.Timeout = None,
+    rlimit: opt.Rlimit = None,
+    no_stdin: opt.NoStdin = False,
+    tty: opt.Tty = False,
+    no_tty: opt.NoTty = False,
     detach: Annotated[
         bool, typer.Option("--detach", "-d", help="Leave the command running, print the sandbox's name.")
     ] = False,
-    detach_keys: DetachKeysOption = None,
+    detach_keys: opt.DetachKeysOption = None,
 ) -> None:
     """Run a command in a sandbox; without one a shell, if at a terminal.
 
@@ -610,7 +277,7 @@ def exec_(
 
 @app.command()
 def attach(
-    name: RunningArgument,
+    name: opt.RunningArgument,
     session: Annotated[
         int | None,
         typer.Argument(
@@ -623,10 +290,12 @@ def attach(
     all: Annotated[
         bool, typer.Option("--all", "-a", help="With --list: those that have ended, too, with exit codes.")
     ] = False,
-    no_stdin: NoStdin = False,
-    detach_keys: DetachKeysOption = None,
+    no_stdin: opt.NoStdin = False,
+    detach_keys: opt.DetachKeysOption = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="With --list: print numbers only.")] = False,
-    format: Annotated[Format, typer.Option("--format", help="With --list: how to print it.")] = Format.TABLE,
+    format: Annotated[
+        opt.Format, typer.Option("--format", help="With --list: how to print it.")
+    ] = opt.Format.TABLE,
 ) -> None:
     """Go back to a command that was left running: with the detach keys, or started with -d.
 
@@ -646,7 +315,9 @@ def attach(
 
 
 @app.command()
-def start(names: ChosenStoppedArgument = None, label: LabelOption = None, cold: Cold = False) -> None:
+def start(
+    names: opt.ChosenStoppedArgument = None, label: opt.LabelOption = None, cold: opt.Cold = False
+) -> None:
     """Start stopped sandboxes and leave them running.
 
     Example: msb start dev db
@@ -656,17 +327,12 @@ def start(names: ChosenStoppedArgument = None, label: LabelOption = None, cold: 
     start(names or [], label=label or [], cold=cold)
 
 
-Grace = Annotated[
-    str, typer.Option("--timeout", "-t", metavar="TIME", help="Time to end by itself, then it is killed.")
-]
-
-
 @app.command()
 def stop(
-    names: ChosenRunningArgument = None,
-    label: LabelOption = None,
+    names: opt.ChosenRunningArgument = None,
+    label: opt.LabelOption = None,
     force: Annotated[bool, typer.Option("--force", "-f", help="Kill it at once.")] = False,
-    timeout: Grace = "10s",
+    timeout: opt.Grace = "10s",
 ) -> None:
     """Stop running sandboxes: end the processes, write the disk out, switch off.
 
@@ -679,7 +345,10 @@ def stop(
 
 @app.command()
 def restart(
-    names: ChosenArgument = None, label: LabelOption = None, timeout: Grace = "10s", cold: Cold = False
+    names: opt.ChosenArgument = None,
+    label: opt.LabelOption = None,
+    timeout: opt.Grace = "10s",
+    cold: opt.Cold = False,
 ) -> None:
     """Stop sandboxes, if they run, and start them again.
 
@@ -692,8 +361,8 @@ def restart(
 
 @app.command()
 def rm(
-    names: ChosenArgument = None,
-    label: LabelOption = None,
+    names: opt.ChosenArgument = None,
+    label: opt.LabelOption = None,
     force: Annotated[bool, typer.Option("--force", "-f", help="Stop it first if it is running.")] = False,
 ) -> None:
     """Remove stopped sandboxes and everything they have written.
@@ -707,8 +376,8 @@ def rm(
 
 @app.command()
 def wait(
-    names: ChosenRunningArgument = None,
-    label: LabelOption = None,
+    names: opt.ChosenRunningArgument = None,
+    label: opt.LabelOption = None,
     session: Annotated[
         int | None,
         typer.Option(
@@ -733,7 +402,7 @@ def wait(
 
 
 @app.command()
-def ping(names: ChosenRunningArgument = None, label: LabelOption = None) -> None:
+def ping(names: opt.ChosenRunningArgument = None, label: opt.LabelOption = None) -> None:
     """Print how long the agents in running sandboxes take to answer.
 
     Example: msb ping dev
@@ -744,7 +413,7 @@ def ping(names: ChosenRunningArgument = None, label: LabelOption = None) -> None
 
 
 @app.command()
-def touch(names: ChosenRunningArgument = None, label: LabelOption = None) -> None:
+def touch(names: opt.ChosenRunningArgument = None, label: opt.LabelOption = None) -> None:
     """Let the idle timeouts of running sandboxes begin anew.
 
     Example: msb touch dev
@@ -762,7 +431,7 @@ def metrics(
             metavar="NAME...",
             help="The sandboxes. Default: all that run.",
             show_default=False,
-            autocompletion=_sandboxes,
+            autocompletion=opt.complete_sandboxes,
         ),
     ] = None,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on, until Ctrl-C.")] = False,
@@ -772,7 +441,9 @@ def metrics(
             "--interval", metavar="TIME", help="Measure CPU over 500ms, 10s. Default: 200ms; 1s with --watch."
         ),
     ] = None,
-    format: Annotated[MetricsFormat, typer.Option("--format", help="How to print it.")] = MetricsFormat.TABLE,
+    format: Annotated[
+        opt.MetricsFormat, typer.Option("--format", help="How to print it.")
+    ] = opt.MetricsFormat.TABLE,
 ) -> None:
     """Show what running sandboxes use of processor, memory and disk.
 
@@ -803,7 +474,7 @@ def top(
 
 
 @app.command()
-def pause(names: ChosenArgument = None, label: LabelOption = None) -> None:
+def pause(names: opt.ChosenArgument = None, label: opt.LabelOption = None) -> None:
     """Halt running sandboxes; what they have in memory stays there.
 
     Example: msb pause dev
@@ -814,7 +485,7 @@ def pause(names: ChosenArgument = None, label: LabelOption = None) -> None:
 
 
 @app.command()
-def resume(names: ChosenArgument = None, label: LabelOption = None) -> None:
+def resume(names: opt.ChosenArgument = None, label: opt.LabelOption = None) -> None:
     """Let paused sandboxes go on.
 
     Example: msb resume dev
@@ -826,14 +497,18 @@ def resume(names: ChosenArgument = None, label: LabelOption = None) -> None:
 
 @app.command()
 def fork(
-    source: Annotated[str, typer.Argument(metavar="NAME", autocompletion=_sandboxes, help="Name or id.")],
+    source: Annotated[
+        str, typer.Argument(metavar="NAME", autocompletion=opt.complete_sandboxes, help="Name or id.")
+    ],
     name: Annotated[str, typer.Option("--name", "-n", metavar="NEW", help="Name of the new sandbox.")],
     count: Annotated[
         int | None,
         typer.Option("--count", metavar="N", help="Make N, named NEW-1 to NEW-N.", show_default=False),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print names only.")] = False,
-    format: Annotated[Format, typer.Option("--format", help="How the result is printed.")] = Format.TABLE,
+    format: Annotated[
+        opt.Format, typer.Option("--format", help="How the result is printed.")
+    ] = opt.Format.TABLE,
 ) -> None:
     """Make a new sandbox that goes on where another one is, with its processes and files.
 
@@ -847,9 +522,9 @@ def fork(
 @app.command("ls")
 def ls(
     running: Annotated[bool, typer.Option("--running", help="Running ones only.")] = False,
-    label: LabelFilter = None,
-    quiet: NamesOnly = False,
-    format: FormatOption = Format.TABLE,
+    label: opt.LabelFilter = None,
+    quiet: opt.NamesOnly = False,
+    format: opt.FormatOption = opt.Format.TABLE,
 ) -> None:
     """List sandboxes.
 
@@ -863,9 +538,9 @@ def ls(
 @app.command()
 def ps(
     all: Annotated[bool, typer.Option("--all", "-a", help="Those that do not run, too.")] = False,
-    label: LabelFilter = None,
-    quiet: NamesOnly = False,
-    format: FormatOption = Format.TABLE,
+    label: opt.LabelFilter = None,
+    quiet: opt.NamesOnly = False,
+    format: opt.FormatOption = opt.Format.TABLE,
 ) -> None:
     """List the sandboxes that run, what they are doing and since when.
 
@@ -878,7 +553,9 @@ def ps(
 
 @app.command()
 def inspect(
-    names: ChosenArgument = None, label: LabelOption = None, format: JsonOption = JsonFormat.JSON
+    names: opt.ChosenArgument = None,
+    label: opt.LabelOption = None,
+    format: opt.JsonOption = opt.JsonFormat.JSON,
 ) -> None:
     """Show everything that is known about sandboxes as JSON.
 
@@ -897,7 +574,7 @@ def cp(
             metavar="SRC",
             help="PATH, or NAME:/PATH in a sandbox.",
             show_default=False,
-            autocompletion=_places,
+            autocompletion=opt.complete_places,
         ),
     ],
     destination: Annotated[
@@ -906,13 +583,13 @@ def cp(
             metavar="DST",
             help="PATH, or NAME:/PATH in a sandbox.",
             show_default=False,
-            autocompletion=_places,
+            autocompletion=opt.complete_places,
         ),
     ],
     special_bits: Annotated[
         bool, typer.Option("--special-bits", help="Keep set-user-ID, set-group-ID and sticky bits.")
     ] = False,
-    quiet: Quiet = False,
+    quiet: opt.Quiet = False,
 ) -> None:
     """Copy files and directories into a sandbox, out of one, or between two.
 
@@ -931,7 +608,7 @@ def cp(
 
 @app.command()
 def diff(
-    name: EnteredArgument,
+    name: opt.EnteredArgument,
     mount: Annotated[
         str | None,
         typer.Option(
@@ -942,7 +619,7 @@ def diff(
             parser=given,
         ),
     ] = None,
-    format: FormatOption = Format.TABLE,
+    format: opt.FormatOption = opt.Format.TABLE,
 ) -> None:
     """List what a sandbox has changed: in its workspaces, and in the writable layer of its root.
 
@@ -952,13 +629,13 @@ def diff(
     """
     from microsandbox_cli.workspace import diff
 
-    diff(name, mount, as_json=format is Format.JSON)
+    diff(name, mount, as_json=format is opt.Format.JSON)
 
 
 @app.command("apply")
 def apply_(
-    name: EnteredArgument,
-    paths: ChangedArgument = None,
+    name: opt.EnteredArgument,
+    paths: opt.ChangedArgument = None,
     force: Annotated[
         bool, typer.Option("--force", help="Also what the host has changed: the sandbox's version wins.")
     ] = False,
@@ -977,7 +654,7 @@ def apply_(
 
 
 @app.command()
-def discard(name: EnteredArgument, paths: ChangedArgument = None) -> None:
+def discard(name: opt.EnteredArgument, paths: opt.ChangedArgument = None) -> None:
     """Drop what a sandbox has changed in its workspaces: its version is as it was.
 
     Example: msb discard dev /app/build
@@ -989,7 +666,7 @@ def discard(name: EnteredArgument, paths: ChangedArgument = None) -> None:
 
 @app.command()
 def logs(
-    name: NameArgument,
+    name: opt.NameArgument,
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on as more comes, until the sandbox stops.")
     ] = False,
@@ -1014,7 +691,7 @@ def logs(
     raw: Annotated[
         bool, typer.Option("--raw", help="Control sequences as they are, also on a terminal.")
     ] = False,
-    format: Annotated[LogFormat, typer.Option("--format", help="How to print it.")] = LogFormat.TEXT,
+    format: Annotated[opt.LogFormat, typer.Option("--format", help="How to print it.")] = opt.LogFormat.TEXT,
 ) -> None:
     """Show what the commands in a sandbox have printed, also after it has stopped.
 
@@ -1024,19 +701,8 @@ def logs(
 
     show_logs(
         name, follow=follow, tail=tail, since=since, until=until, source=source, grep=grep,
-        timestamps=timestamps, raw=raw, as_json=format is LogFormat.JSON,
+        timestamps=timestamps, raw=raw, as_json=format is opt.LogFormat.JSON,
     )  # fmt: skip
-
-
-CompressionOption = Annotated[
-    Compression | None,
-    typer.Option(
-        "--compression",
-        metavar="FORM",
-        help="Keep files as they are (none) or compressed (lz4). Default: MSB_IMAGE_COMPRESSION, or none.",
-        show_default=False,
-    ),
-]
 
 
 @app.command()
@@ -1057,8 +723,8 @@ def load(
     tag: Annotated[
         str | None, typer.Option("--tag", "-t", metavar="REF", help="Name for the image that is loaded.")
     ] = None,
-    compression: CompressionOption = None,
-    quiet: Quiet = False,
+    compression: opt.CompressionOption = None,
+    quiet: opt.Quiet = False,
 ) -> None:
     """Load images from an archive, an OCI layout, or standard input.
 
@@ -1075,35 +741,25 @@ def load(
     )
 
 
-RegistryArgument = Annotated[
-    str,
-    typer.Argument(metavar="REGISTRY", help="A domain, such as registry.example:5000.", show_default=False),
-]
-InsecureOption = Annotated[
-    bool,
-    typer.Option("--insecure", help="Accept any certificate of this registry, and plain HTTP if need be."),
-]
-
-
 @app.command()
 def pull(
     names: Annotated[
         list[str], typer.Argument(metavar="IMAGE...", help="Names of images.", show_default=False)
     ],
     policy: Annotated[
-        Pull, typer.Option("--pull", metavar="WHEN", help="always, or if-missing: not what is here.")
-    ] = Pull.ALWAYS,
+        opt.Pull, typer.Option("--pull", metavar="WHEN", help="always, or if-missing: not what is here.")
+    ] = opt.Pull.ALWAYS,
     platform: Annotated[
         str | None,
         typer.Option("--platform", metavar="OS/ARCH", help="Of an image for several.", show_default=False),
     ] = None,
-    insecure: InsecureOption = False,
+    insecure: opt.InsecureOption = False,
     complete: Annotated[
         bool,
         typer.Option("--complete", help="Also the original bytes of layers that are here from elsewhere."),
     ] = False,
-    compression: CompressionOption = None,
-    quiet: Quiet = False,
+    compression: opt.CompressionOption = None,
+    quiet: opt.Quiet = False,
 ) -> None:
     """Fetch images from their registries; what has been fetched before is not fetched again.
 
@@ -1117,16 +773,9 @@ def pull(
     )  # fmt: skip
 
 
-class ArchiveFormat(StrEnum):
-    """What kind of archive is written."""
-
-    OCI = "oci"
-    DOCKER = "docker"
-
-
 @app.command()
 def save(
-    names: ImagesArgument,
+    names: opt.ImagesArgument,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -1139,8 +788,8 @@ def save(
         ),
     ] = None,
     format: Annotated[
-        ArchiveFormat, typer.Option("--format", help="docker: docker load reads it too.")
-    ] = ArchiveFormat.DOCKER,
+        opt.ArchiveFormat, typer.Option("--format", help="docker: docker load reads it too.")
+    ] = opt.ArchiveFormat.DOCKER,
 ) -> None:
     """Write images to an archive, with the digests they came with.
 
@@ -1151,189 +800,20 @@ def save(
     save(names, output, form=format.value)
 
 
-@registry_app.command("login")
-def registry_login(
-    registry: RegistryArgument,
-    username: Annotated[
-        str | None,
-        typer.Option("--username", "-u", metavar="NAME", help="Who you are there.", show_default=False),
-    ] = None,
-    password_stdin: Annotated[
-        bool, typer.Option("--password-stdin", help="Read the password or token from standard input.")
-    ] = False,
-    insecure: InsecureOption = False,
-) -> None:
-    """Check a user name and password with a registry and keep them.
-
-    They go to the operating system's keyring if the Python package keyring is installed and finds one,
-    else to a file that only this user can read.
-
-    Example: msb registry login registry.example --username me
-    """
-    from microsandbox_cli.registry import login
-
-    login(registry, username=username, password_stdin=password_stdin, insecure=insecure)
-
-
-@registry_app.command("logout")
-def registry_logout(
-    names: Annotated[
-        list[str], typer.Argument(metavar="REGISTRY...", help="The registries.", show_default=False)
-    ],
-) -> None:
-    """Forget what `msb registry login` has kept.
-
-    Example: msb registry logout registry.example
-    """
-    from microsandbox_cli.registry import logout
-
-    logout(names)
-
-
-@registry_app.command("ls")
-def registry_ls(quiet: NamesOnly = False, format: FormatOption = Format.TABLE) -> None:
-    """List the registries that were logged in to.
-
-    Example: msb registry ls
-    """
-    from microsandbox_cli.registry import list_logins
-
-    list_logins(quiet=quiet, as_json=format is Format.JSON)
-
-
-@registry_app.command("tags")
-def registry_tags(
-    image: Annotated[str, typer.Argument(metavar="IMAGE", help="A repository.", show_default=False)],
-    format: FormatOption = Format.TABLE,
-) -> None:
-    """List the tags that a repository has in its registry.
-
-    Example: msb registry tags registry.example/team/app
-    """
-    from microsandbox_cli.registry import list_tags
-
-    list_tags(image, as_json=format is Format.JSON)
-
-
 @app.command()
-def images(quiet: NamesOnly = False, format: FormatOption = Format.TABLE) -> None:
+def images(quiet: opt.NamesOnly = False, format: opt.FormatOption = opt.Format.TABLE) -> None:
     """List the images in the store (the same as `msb image ls`).
 
     Example: msb images -q
     """
     from microsandbox_cli.images import list_images
 
-    list_images(quiet=quiet, as_json=format is Format.JSON)
-
-
-@image_app.command("ls")
-def image_ls(quiet: NamesOnly = False, format: FormatOption = Format.TABLE) -> None:
-    """List the images in the store.
-
-    Example: msb image ls --format json
-    """
-    images(quiet=quiet, format=format)
-
-
-@image_app.command("verify")
-def image_verify(
-    names: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[IMAGE...]", help="All without.", show_default=False, autocompletion=_images),
-    ] = None,
-    remove_damaged: Annotated[
-        bool,
-        typer.Option("--remove-damaged", help="Remove damaged files: pulling the image makes them again."),
-    ] = False,
-    quiet: Quiet = False,
-) -> None:
-    """Compare every byte of images with what was pulled or loaded; exit 1 if something is damaged.
-
-    Example: msb image verify busybox
-    """
-    from microsandbox_cli.images import verify_images
-
-    verify_images(names or (), remove_damaged=remove_damaged, quiet=quiet)
-
-
-@image_app.command("history")
-def image_history(
-    image: Annotated[
-        str, typer.Argument(metavar="IMAGE", help="The image.", show_default=False, autocompletion=_images)
-    ],
-    format: FormatOption = Format.TABLE,
-) -> None:
-    """Show how an image says it was built, the newest step first.
-
-    Example: msb image history busybox
-    """
-    from microsandbox_cli.images import show_history
-
-    show_history(image, as_json=format is Format.JSON)
-
-
-@image_app.command("export")
-def image_export(
-    image: Annotated[
-        str, typer.Argument(metavar="IMAGE", help="The image.", show_default=False, autocompletion=_images)
-    ],
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            help="Instead of standard output.",
-            show_default=False,
-            parser=path,
-        ),
-    ] = None,
-) -> None:
-    """Write an image's root file system as one tar: what a sandbox of it sees, all layers applied.
-
-    Example: msb image export busybox | tar -t
-    """
-    from microsandbox_cli.images import export
-
-    export(image, output)
-
-
-@image_app.command("prune")
-def image_prune(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
-    quiet: NamesOnly = False,
-    format: FormatOption = Format.TABLE,
-) -> None:
-    """Remove images without a name that no sandbox is made from, and layers that no image needs.
-
-    What broken pulls have left goes too.
-
-    Example: msb image prune --dry-run
-    """
-    from microsandbox_cli.images import prune_images
-
-    prune_images(dry_run=dry_run, quiet=quiet, as_json=format is Format.JSON)
-
-
-@image_app.command("inspect")
-def image_inspect(
-    image: Annotated[
-        str, typer.Argument(metavar="IMAGE", help="The image.", show_default=False, autocompletion=_images)
-    ],
-    format: JsonOption = JsonFormat.JSON,
-) -> None:
-    """Show an image's configuration and layers as JSON.
-
-    Example: msb image inspect busybox
-    """
-    from microsandbox_cli.images import inspect_image
-
-    inspect_image(image)
+    list_images(quiet=quiet, as_json=format is opt.Format.JSON)
 
 
 @app.command()
 def rmi(
-    names: ImagesArgument,
+    names: opt.ImagesArgument,
 ) -> None:
     """Remove images that no sandbox uses (the same as `msb image rm`).
 
@@ -1344,19 +824,8 @@ def rmi(
     remove_images(names)
 
 
-@image_app.command("rm")
-def image_rm(
-    names: ImagesArgument,
-) -> None:
-    """Remove images that no sandbox uses.
-
-    Example: msb image rm busybox
-    """
-    rmi(names)
-
-
 @app.command()
-def df(format: FormatOption = Format.TABLE) -> None:
+def df(format: opt.FormatOption = opt.Format.TABLE) -> None:
     """Show what takes up disk space, and how much of it can be had back.
 
     Reclaimable is what can go without a sandbox losing anything: leftovers of crashes and of earlier
@@ -1367,7 +836,7 @@ def df(format: FormatOption = Format.TABLE) -> None:
     """
     from microsandbox_cli.storage import disk_usage
 
-    disk_usage(as_json=format is Format.JSON)
+    disk_usage(as_json=format is opt.Format.JSON)
 
 
 @app.command()
@@ -1381,8 +850,8 @@ def prune(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be removed, change nothing.")
     ] = False,
-    quiet: NamesOnly = False,
-    format: FormatOption = Format.TABLE,
+    quiet: opt.NamesOnly = False,
+    format: opt.FormatOption = opt.Format.TABLE,
 ) -> None:
     """Remove what crashes have left, and what earlier installations have derived and no start can use.
 
@@ -1394,7 +863,7 @@ def prune(
     """
     from microsandbox_cli.storage import prune
 
-    prune(everything=all, volumes=volumes, dry_run=dry_run, quiet=quiet, as_json=format is Format.JSON)
+    prune(everything=all, volumes=volumes, dry_run=dry_run, quiet=quiet, as_json=format is opt.Format.JSON)
 
 
 @app.command()
@@ -1415,7 +884,7 @@ def setup(
 @app.command()
 def doctor(
     json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
-    format: FormatOption = Format.TABLE,
+    format: opt.FormatOption = opt.Format.TABLE,
 ) -> None:
     """Say what is missing on this machine, what fixes it, and how sandboxes will be isolated.
 
@@ -1423,12 +892,14 @@ def doctor(
     """
     from microsandbox_cli.machine import doctor
 
-    doctor(as_json=json or format is Format.JSON)
+    doctor(as_json=json or format is opt.Format.JSON)
 
 
 @app.command()
 def completion(
-    shell: Annotated[Shell, typer.Argument(metavar="SHELL", help="bash, zsh or fish.", show_default=False)],
+    shell: Annotated[
+        opt.Shell, typer.Argument(metavar="SHELL", help="bash, zsh or fish.", show_default=False)
+    ],
 ) -> None:
     """Print a script that makes a shell complete the commands and options of `msb`.
 
@@ -1439,15 +910,13 @@ def completion(
     print_script(shell)
 
 
-def _commands(incomplete: str) -> list[str]:
-    return ["@commands"]
-
-
 @app.command()
 def install(
     image: Annotated[
         str | None,
-        typer.Argument(metavar="IMAGE", help="The image.", show_default=False, autocompletion=_images),
+        typer.Argument(
+            metavar="IMAGE", help="The image.", show_default=False, autocompletion=opt.complete_images
+        ),
     ] = None,
     name: Annotated[
         str | None,
@@ -1457,8 +926,8 @@ def install(
         bool, typer.Option("--tmp", help="A new sandbox at every call, which is gone afterwards.")
     ] = False,
     list_: Annotated[bool, typer.Option("--list", help="List the commands instead.")] = False,
-    quiet: NamesOnly = False,
-    format: FormatOption = Format.TABLE,
+    quiet: opt.NamesOnly = False,
+    format: opt.FormatOption = opt.Format.TABLE,
 ) -> None:
     """Make an image a command: a script in $MSB_HOME/bin that passes on arguments, input and exit code.
 
@@ -1473,7 +942,7 @@ def install(
     from microsandbox_cli import installed
 
     if list_:
-        installed.list_installed(quiet=quiet, as_json=format is Format.JSON)
+        installed.list_installed(quiet=quiet, as_json=format is opt.Format.JSON)
     elif image is None:
         raise typer.BadParameter("name an image, or use --list", param_hint="IMAGE")
     else:
@@ -1484,7 +953,9 @@ def install(
 def uninstall(
     names: Annotated[
         list[str],
-        typer.Argument(metavar="CMD...", help="The commands.", show_default=False, autocompletion=_commands),
+        typer.Argument(
+            metavar="CMD...", help="The commands.", show_default=False, autocompletion=opt.complete_commands
+        ),
     ],
 ) -> None:
     """Remove commands that `msb install` made; their sandboxes stay.
@@ -1494,37 +965,6 @@ def uninstall(
     from microsandbox_cli.installed import uninstall
 
     uninstall(names)
-
-
-@self_app.command("update")
-def self_update(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command, run nothing.")] = False,
-) -> None:
-    """Update msb the way it was installed (uv, pip, pipx), or say how where that is for others to do.
-
-    Example: msb self update --dry-run
-    """
-    from microsandbox_cli.self_commands import update
-
-    update(dry_run=dry_run)
-
-
-@self_app.command("uninstall")
-def self_uninstall(
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    keep_data: Annotated[
-        bool, typer.Option("--keep-data", help="Leave sandboxes, images and commands where they are.")
-    ] = False,
-) -> None:
-    """Remove msb: the commands it installed, $MSB_HOME with all sandboxes and images, and the program.
-
-    Says what that is and how large, and asks. Refuses while sandboxes run.
-
-    Example: msb self uninstall --keep-data
-    """
-    from microsandbox_cli.self_commands import uninstall
-
-    uninstall(yes=yes, keep_data=keep_data)
 
 
 @conf_app.command("schema")
