@@ -200,6 +200,7 @@ def main(arguments: list[str] | None = None) -> int:
             closing.callback(process.kill)
             eventually(server.exists, within=10, what="virtiofsd listens")
         os.environ[env.MSB_QEMU] = str(machine(directory, server))
+        os.environ[env.MSB_CONFINE] = "off"  # it has to reach virtiofsd
         show(asyncio.run(measure(directory, options.files, options.mib << 20)))
         crowd(directory / "crowd", options.entries)
     return 0

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 from microsandbox_core import env
+from microsandbox_core.vmm import _confine
+from microsandbox_core.vmm._qemu import find_qemu
 
 from tests.support.host import Host, RunningSandbox
 from tests.support.msb import Msb
@@ -119,6 +121,26 @@ def test_it_can_gain_no_privileges_and_is_filtered(running: RunningSandbox) -> N
     threads = list(Path(f"/proc/{running.vmm.pid}/task").iterdir())
     for thread in threads:
         assert "Seccomp:\t2" in (thread / "status").read_text(), "a filter holds for every thread"
+
+
+def test_it_cannot_open_what_its_user_can(
+    tmp_path: Path, shared_home: Path, settings: dict[str, str]
+) -> None:
+    """Tried by a program in QEMU's place, whose last words are shown when no guest comes of it. (V01)"""
+    secret, program = tmp_path / "secret", tmp_path / "qemu"
+    secret.write_text(SECRET)
+    program.write_text(f"#!/bin/sh\n[ $# -gt 1 ] || exec {find_qemu()} $1\ncat {secret} >&2\nexit 1\n")
+    program.chmod(0o755)
+    settings = {**settings, "MSB_QEMU": str(program), "MSB_COLD": "1"}
+    said = {}
+    for confined in (True, False):
+        msb = Msb(shared_home, settings if confined else {**settings, "MSB_CONFINE": "off"})
+        done = msb("--log-level", "debug", "run", "busybox", "--", "true")
+        assert done.code == 125
+        said[confined] = done.complaint
+    assert SECRET in said[False]
+    assert SECRET not in said[True]
+    assert (f"{secret}: Permission denied" in said[True]) == (_confine.version() > 0)
 
 
 def test_it_leaves_no_core(running: RunningSandbox) -> None:

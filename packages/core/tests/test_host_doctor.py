@@ -132,6 +132,7 @@ def test_json_has_stable_names(host: Host) -> None:
         "mke2fs",
         "guest kernel",
         "agentd",
+        "confinement",
         "host limits",
         "kvm",
     ]

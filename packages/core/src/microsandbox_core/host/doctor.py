@@ -14,6 +14,7 @@ from microsandbox_core.host.kernel_release import kernel_release
 from microsandbox_core.host.machine import Machine, this_machine
 from microsandbox_core.kernel import ensure_kernel
 from microsandbox_core.upper import mke2fs
+from microsandbox_core.vmm import _confine
 from microsandbox_core.vmm._probe import KvmState, KvmVerdict, device_verdict, kvm_verdict
 from microsandbox_core.vmm._qemu import find_qemu
 
@@ -112,6 +113,7 @@ def examine(
         _check_mke2fs(),
         _check_kernel(home),
         _check_agentd(agentd),
+        _check_confinement(),
         _check_limits(),
     )
     if any(check.status is Status.MISSING for check in needed):
@@ -255,6 +257,25 @@ def _check_agentd(agentd: Path | None) -> Check:
     if head != b"\x7fELF":
         return Check(name, Status.MISSING, f"{agentd} is not a program", _REINSTALL)
     return Check(name, Status.OK, f"{agentd}, {agentd.stat().st_size // 1024} KiB")
+
+
+def _check_confinement() -> Check:
+    name = "confinement"
+    if env.value(env.MSB_CONFINE) == _confine.OFF:
+        return Check(
+            name,
+            Status.WARNING,
+            f"switched off by {env.MSB_CONFINE}: QEMU can open what its user can",
+            f"unset {env.MSB_CONFINE}",
+        )
+    if version := _confine.version():
+        return Check(name, Status.OK, f"QEMU opens its own files only: Landlock {version}, seccomp")
+    return Check(
+        name,
+        Status.WARNING,
+        "this kernel has no Landlock: a QEMU that its guest has taken over can open what its user can",
+        "use Linux 5.13 or newer, with landlock in the list of /sys/kernel/security/lsm",
+    )
 
 
 def _check_limits() -> Check:

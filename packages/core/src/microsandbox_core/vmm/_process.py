@@ -10,6 +10,7 @@ import socket
 from collections.abc import Sequence
 
 from microsandbox_core.errors import BootFailed, TemplateFailed
+from microsandbox_core.vmm._confine import confine
 from microsandbox_core.vmm._handover import Handover, Offer, install
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -49,12 +50,19 @@ class Child:
 
 
 def spawn(
-    arguments: Sequence[str], *, inherit: Sequence[int], output: int, offer: Offer | None = None
+    arguments: Sequence[str],
+    *,
+    inherit: Sequence[int],
+    output: int,
+    readable: Sequence[str] | None,
+    offer: Offer | None = None,
 ) -> Child:
     """Run `arguments[0]` with these descriptors, `output` as stdout and stderr, and nothing else.
 
     The child gets its own session (so that a terminal's Ctrl-C does not reach it), no new
-    privileges, no core dumps, an empty environment, and SIGKILL when the calling thread ends.
+    privileges, no core dumps, an empty environment, and SIGKILL when the calling thread ends. It can
+    open its program's own files and those of the paths `readable`, and connect to nothing, unless they are
+    None: see `confine`.
     When it opens what `offer` names it gets the descriptor in it, while this process goes on.
     Call from a process with one thread: the child runs Python between fork and exec.
     Raises `BootFailed` when the program cannot be run, `TemplateFailed` when this host has no such offers.
@@ -67,7 +75,7 @@ def spawn(
     pid = os.fork()
     if pid == 0:
         try:
-            _become(arguments, inherit, output, null, complain, parent, offer is not None)
+            _become(arguments, inherit, output, readable, null, complain, parent, offer is not None)
         except OSError as error:
             complain.send(str(error.errno).encode())
         finally:
@@ -106,6 +114,7 @@ def _become(
     arguments: Sequence[str],
     inherit: Sequence[int],
     output: int,
+    readable: Sequence[str] | None,
     null: int,
     complain: socket.socket,
     parent: int,
@@ -136,6 +145,8 @@ def _become(
     os.closerange(start, os.sysconf("SC_OPEN_MAX"))
     for descriptor in inherit:
         os.set_inheritable(descriptor, True)
+    if readable is not None:
+        confine(arguments[0], readable)
     if listened_to:
         socket.send_fds(complain, [b"0"], [install()])
     os.execve(arguments[0], list(arguments), {"LC_ALL": "C"})

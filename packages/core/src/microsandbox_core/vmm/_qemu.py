@@ -27,6 +27,7 @@ from microsandbox_core.artifacts import copy_data, identity
 from microsandbox_core.digests import sha256
 from microsandbox_core.errors import BootFailed, SpecInvalid, Unsupported, VmmNotFound
 from microsandbox_core.templates import Template
+from microsandbox_core.vmm._confine import OFF
 from microsandbox_core.vmm._handover import Offer
 from microsandbox_core.vmm._making import Making, await_agent, await_end, await_mounted, discard, making
 from microsandbox_core.vmm._monitor import Attached, Detached, Monitor, load_commands, resume, save
@@ -381,6 +382,7 @@ class Qemu:
         monitor: socket.socket | None = None,
         template: str | None = None,
     ) -> QemuVm:
+        readable = None if env.value(env.MSB_CONFINE) == OFF else [str(spec.kernel)]
         pairs = [socket.socketpair() for _ in range(3)]
         (agent, _), (console, console_peer), (network, _) = pairs
         try:
@@ -389,6 +391,7 @@ class Qemu:
                 [*self._arguments(spec, disks, memory, *numbers), *more],
                 inherit=[*files, *numbers],
                 output=console_peer.fileno(),
+                readable=readable,
                 offer=offer,
             )
         except BaseException:

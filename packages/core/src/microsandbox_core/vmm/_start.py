@@ -21,8 +21,9 @@ time would take longer for both of them."""
 MAKING_DEADLINE = 30.0
 """Seconds for making a template, after which the machine is booted without."""
 
-MOUNTING_DEADLINE = 10.0
-"""Seconds for mounting an image in a template, after which the sandbox mounts it itself."""
+MOUNTING_DEADLINE = 30.0
+"""Seconds for mounting an image in a template, after which the sandbox mounts it itself. Far more than a
+quiet machine takes: what was given up is not tried again for an hour, and many machines may be starting."""
 
 
 def start(
