@@ -66,7 +66,9 @@ def test_kill_of_everything_but_the_vmm(msb: Msb, host: Host) -> None:
             process.kill(signal.SIGSTOP)
         for process in (running.supervisor, command.host_process):
             process.kill()
+        # It may be gone before the last thread of the supervisor, which has the lock until then.
         running.vmm.wait_gone(within=2)
+        running.supervisor.wait_gone(within=2)
         command.process.wait()
     # Nobody was left who could remove the directory; the next command does.
     assert (host.processes(), host.locks()) == ([], [])

@@ -90,8 +90,8 @@ def test_a_paused_sandbox_does_nothing_and_goes_on_where_it_was(msb: Msb, dev: s
     assert _status(msb, dev) == "running"
     assert _counts(msb, dev)
     begun = time.time()
-    told = float(_sh(msb, dev, "date +%s"))
-    assert begun - 2 < told < time.time() + 2
+    shown = float(_sh(msb, dev, "date +%s"))
+    assert begun - 2 < shown < time.time() + 2
 
 
 def test_a_command_that_runs_waits_out_a_pause(msb: Msb, dev: str) -> None:
@@ -329,9 +329,10 @@ def test_who_is_killed_while_forking_leaves_nothing_and_the_source_runs(
 
 def _settled(msb: Msb, host: Host, source: RunningSandbox) -> bool:
     """Whether every sandbox that there is runs, and has come up."""
-    names = msb("ls", "-q").succeeded().text.split()
+    # At one look: one that is on its way down may be gone when it is asked for by its name.
+    listed = json.loads(msb("ls", "--format", "json").succeeded().out)
     half = list(host.home.glob("sandboxes/*/fork"))
-    return not half and all(_status(msb, name) == "running" for name in names) and source in host.running()
+    return not half and {entry["status"] for entry in listed} == {"running"} and source in host.running()
 
 
 def test_a_fork_whose_supervisor_is_killed_is_gone(msb: Msb, dev: str, host: Host) -> None:

@@ -74,7 +74,7 @@ class Terminal:
         try:
             while True:
                 ready = select.select([self._ours, pidfd], [], [], within)[0]
-                assert ready, f"not within {within} s: the end of {self._child.args} after {self._read!r}"
+                assert ready, f"not within {within} s: the end of {self._child.args!r} after {self._read!r}"
                 if self._ours not in ready:
                     break
                 self._read += os.read(self._ours, 65536)
