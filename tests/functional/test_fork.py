@@ -239,7 +239,7 @@ def test_connections_are_the_sources(msb: Msb, dev: str) -> None:
         # Its input has ended there.
         eventually(
             lambda: msb("exec", "kid", "--", "test", "-e", "/root/over").code == 0,
-            within=30,
+            within=60,
             what="the end of input",
         )
         assert msb("exec", dev, "--", "test", "-e", "/root/over").code == 1
