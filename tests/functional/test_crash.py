@@ -12,7 +12,7 @@ import pytest
 from tests.support.host import Host, RunningSandbox
 from tests.support.msb import Msb, Running
 from tests.support.process import Process
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, promptly
 
 pytestmark = pytest.mark.vm
 
@@ -40,7 +40,7 @@ def test_kill_of_the_supervisor(msb: Msb, host: Host) -> None:
     with _started(msb) as command:
         running = host.sandbox()
         running.supervisor.kill()
-        done = command.finish(timeout=10)
+        done = command.finish()
     assert "ended while sh was running" in done.failed(125)
     _assert_gone(running)
     assert host.leftovers() == []
@@ -51,7 +51,7 @@ def test_kill_of_the_vmm(msb: Msb, host: Host) -> None:
     with _started(msb) as command:
         running = host.sandbox()
         running.vmm.kill()
-        done = command.finish(timeout=10)
+        done = command.finish()
     assert "ended while sh was running" in done.failed(125)
     _assert_gone(running)
     assert host.leftovers() == []
@@ -66,7 +66,9 @@ def test_kill_of_everything_but_the_vmm(msb: Msb, host: Host) -> None:
             process.kill(signal.SIGSTOP)
         for process in (running.supervisor, command.host_process):
             process.kill()
+        # It may be gone before the last thread of the supervisor, which has the lock until then.
         running.vmm.wait_gone(within=2)
+        running.supervisor.wait_gone(within=2)
         command.process.wait()
     # Nobody was left who could remove the directory; the next command does.
     assert (host.processes(), host.locks()) == ([], [])
@@ -99,7 +101,7 @@ def test_a_named_sandbox_starts_again_with_its_data(msb: Msb, host: Host, victim
         ) as writer:
             assert writer.line() == b"up\n"
             process.kill()
-            assert "ended while sh was running" in writer.finish(timeout=10).failed(125)
+            assert "ended while sh was running" in writer.finish().failed(125)
         running.supervisor.wait_gone(within=5)
         running.vmm.wait_gone(within=2)
         assert host.processes() == []
@@ -153,14 +155,14 @@ CASES = [
 def test_kill_while_it_starts(msb: Msb, host: Host, victim: str, point: str) -> None:
     # Cold: a start from a template has come past these points before they can be seen.
     with msb.start("run", "--cold", "busybox", "--", *WAITING) as command:
-        eventually(lambda: POINTS[point](host), within=30, what=point)
+        eventually(lambda: POINTS[point](host), within=60, what=point)
         target = _find(victim, command, host)
         target.kill()
         if victim != "command line":
-            command.finish(b"", timeout=30).failed(125)
+            command.finish(b"").failed(125)
     if point in ("directory", "row"):
         # There may have been no supervisor yet, so nobody who could remove the directory.
-        eventually(lambda: host.processes() == [] and host.locks() == [], within=2, what="no process")
+        promptly(lambda: host.processes() == [] and host.locks() == [], within=2, what="no process")
         msb("ls").succeeded()
     host.wait_empty()
     msb("ls").succeeded()

@@ -57,14 +57,19 @@ async def test_a_thousand_commands_at_once(
         # Its log is opened when the first command has ended, by who writes it.
         eventually(
             lambda: any("/logs/" in place for place in running.supervisor.descriptors.values()),
-            within=30,
+            within=60,
             what="a log",
         )
         processes = (running.supervisor, running.vmm, Process(os.getpid()))
         before = [len(process.descriptors) for process in processes]
         outputs = await asyncio.gather(*(sandbox.exec("true") for _ in range(1000)))
         assert {output.exit_code for output in outputs} == {0}
-        assert [len(process.descriptors) for process in processes] == before
+        # Looking at /proc for a limit or a measure, a process has one more open for a moment.
+        eventually(
+            lambda: all(len(p.descriptors) <= n for p, n in zip(processes, before, strict=True)),
+            within=60,
+            what=f"no more descriptors than {before}",
+        )
         assert (await sandbox.shell("grep -l '^State:.Z' /proc/[0-9]*/status")).stdout_text == ""
 
 
@@ -89,17 +94,23 @@ async def test_more_output_than_is_kept(
 
 def test_a_start_that_races_the_end_by_a_limit_has_one_winner(msb: Msb, host: Host) -> None:
     """L06: it starts the sandbox, or is told that it is stopping; what then runs can be entered."""
-    msb("create", "--idle-timeout", "1s", "--name", "dev", "busybox").succeeded()
+    msb("create", "--idle-timeout", "2s", "--name", "dev", "busybox").succeeded()
     try:
         for _ in range(4):
-            eventually(lambda: _status(msb) != "running", within=30, what="the limit")
+            eventually(lambda: _status(msb) != "running", within=60, what="the limit")
             started = msb("start", "dev")
             if started.code:
                 said = started.failed(1)
                 assert "is stopping" in said or "is running" in said, said
-                eventually(lambda: _status(msb) == "stopped", within=30, what="the end")
+                eventually(lambda: _status(msb) == "stopped", within=60, what="the end")
                 msb("start", "dev").succeeded()
-            msb("exec", "dev", "--", "true").succeeded()
+            entered = msb("exec", "dev", "--", "true")
+            if entered.code:
+                # It has been idle for as long again until then, and is on its way down.
+                said = entered.failed(entered.code, hint=entered.code == 125)
+                assert "is not running" in said or "was stopped: idle" in said, said
+                eventually(lambda: _status(msb) == "stopped", within=60, what="the end")
+                msb("exec", "dev", "--", "true").succeeded()
     finally:
         msb("rm", "--force", "dev").succeeded()
 

@@ -269,13 +269,18 @@ def test_offsets_beyond_four_gigabytes(box: Msb, tmp_path: Path) -> None:
 
 
 def test_a_copy_that_is_interrupted_leaves_nothing(box: Msb, tmp_path: Path) -> None:
-    (tmp_path / "big").write_bytes(bytes(1 << 20) + random.Random(2).randbytes(64 * MIB))
-    shell(box, "echo old >/big; mkfifo /go")
-    with box.start("cp", tmp_path / "big", "box:/big") as running:
-        # It has begun when its file is there.
-        shell(box, "while ! ls -A / | grep -q '^[.]msb-'; do :; done")
-        running.process.send_signal(2)
-        assert running.process.wait(timeout=30) == 130
+    # So much that it is not over before the signal comes.
+    (tmp_path / "big").write_bytes(random.Random(2).randbytes(MIB) * 256)
+    shell(box, "echo old >/big")
+    # It has begun when its file is there, which somebody sees who looks from before it did.
+    look = "echo looks; until ls -A / | grep -q '^[.]msb-'; do :; done; echo begun"
+    with box.start("exec", "box", "--", "sh", "-c", look) as looking:
+        assert looking.line() == b"looks\n"
+        with box.start("cp", tmp_path / "big", "box:/big") as running:
+            assert looking.line() == b"begun\n"
+            running.process.send_signal(2)
+            assert running.process.wait(timeout=60) == 130
+        looking.finish().succeeded()
     assert shell(box, "cat /big; ls -A / | grep msb-; true") == b"old\n"
 
 

@@ -46,16 +46,20 @@ def _status(msb: Msb, name: str) -> str:
 
 
 def _fork(msb: Msb, name: str, new: str, *options: str) -> list[dict[str, Any]]:
+    begun = time.monotonic()
     done = msb("fork", name, "--name", new, *options, "--format", "json").succeeded()
+    taken = (time.monotonic() - begun) * 1000
     found = json.loads(done.out)
     assert isinstance(found, list)
+    # The source hardly notices; on a machine that is slow at everything the rest takes longer, too.
+    assert all(0 <= made["pause_ms"] < max(500, taken / 4) for made in found), (taken, found)
     return found
 
 
 def _counts(msb: Msb, name: str) -> bool:
     """Whether the process goes on that counts."""
     read = 'n=$(cat /root/n); while [ "$(cat /root/n)" = "$n" ]; do :; done'
-    return msb("exec", "--timeout", "20s", name, "--", "sh", "-c", read).code == 0
+    return msb("exec", "--timeout", "60s", name, "--", "sh", "-c", read).code == 0
 
 
 def _is_clean(upper: Path) -> bool:
@@ -85,7 +89,9 @@ def test_a_paused_sandbox_does_nothing_and_goes_on_where_it_was(msb: Msb, dev: s
     assert msb("resume", dev).succeeded().text == "dev\n"
     assert _status(msb, dev) == "running"
     assert _counts(msb, dev)
-    assert abs(float(_sh(msb, dev, "date +%s")) - time.time()) < 2
+    begun = time.time()
+    shown = float(_sh(msb, dev, "date +%s"))
+    assert begun - 2 < shown < time.time() + 2
 
 
 def test_a_command_that_runs_waits_out_a_pause(msb: Msb, dev: str) -> None:
@@ -118,15 +124,21 @@ def test_what_is_paused_can_be_ended(msb: Msb, dev: str, host: Host) -> None:
 
 
 def test_limits_of_a_paused_sandbox(msb: Msb) -> None:
-    # In this order, so that a slow machine has all of the idle timeout for the pause.
-    msb("create", "busybox", "--name", "short", "-m", "128M", "--max-duration", "10s").succeeded()
-    msb("create", "busybox", "--name", "idle", "-m", "128M", "--idle-timeout", "4s").succeeded()
-    msb("pause", "idle", "short").succeeded()
-    # The one ends although it is paused, by which time the other would have been idle for long.
-    assert "max-duration" in msb("wait", "short").succeeded().text
-    assert _status(msb, "idle") == "paused"
-    msb("resume", "idle").succeeded()
-    assert "idle" in msb("wait", "idle").succeeded().text
+    # Until it is paused, however long that takes, it prints, and is not idle.
+    prints = "(while echo; do sleep 0.1; done) & cat > /dev/null; kill $!; sleep 1000"
+    options = ("--name", "idle", "-m", "128M", "--idle-timeout", "4s")
+    with msb.start("run", *options, "busybox", "--", "sh", "-c", prints) as printing:
+        assert printing.line() == b"\n"
+        msb("pause", "idle").succeeded()
+        printing.stdin.close()
+        msb("create", "busybox", "--name", "short", "-m", "128M", "--max-duration", "12s").succeeded()
+        msb("pause", "short").succeeded()
+        # The one ends although it is paused, by which time the other would have been idle for long.
+        assert "max-duration" in msb("wait", "short").succeeded().text
+        assert _status(msb, "idle") == "paused"
+        msb("resume", "idle").succeeded()
+        assert "idle for 4 s" in msb("wait", "idle").text
+        assert printing.process.wait(60) == 124
     msb("rm", "idle", "short").succeeded()
 
 
@@ -143,7 +155,7 @@ def test_what_does_not_run_cannot_be_paused(msb: Msb, dev: str) -> None:
 def test_a_fork_goes_on_and_is_somebody_else(msb: Msb, dev: str) -> None:
     (made,) = _fork(msb, dev, "kid")
     assert (made["name"], made["source"]) == ("kid", "dev")
-    assert 0 < made["pause_ms"] < 500
+    assert made["pause_ms"] > 0
     assert made["memory_bytes"] > 0
     assert made["upper_bytes"] >= 0
     who = "hostname; cat /etc/hostname /etc/machine-id; head -c 32 /dev/urandom | od -An -tx8 | tr -d '\\n'"
@@ -227,7 +239,7 @@ def test_connections_are_the_sources(msb: Msb, dev: str) -> None:
         # Its input has ended there.
         eventually(
             lambda: msb("exec", "kid", "--", "test", "-e", "/root/over").code == 0,
-            within=30,
+            within=60,
             what="the end of input",
         )
         assert msb("exec", dev, "--", "test", "-e", "/root/over").code == 1
@@ -248,7 +260,7 @@ def test_a_fork_while_the_guest_writes(msb: Msb, dev: str, host: Host) -> None:
         lambda: int(_sh(msb, dev, "ls /root/d 2>/dev/null | wc -l")) > 1, within=60, what="files in the guest"
     )
     (made,) = _fork(msb, dev, "kid")
-    assert 0 < made["pause_ms"] < 500
+    assert made["pause_ms"] > 0
     assert _counts(msb, "kid")
     assert _counts(msb, dev)
     msb("stop", dev, "kid").succeeded()
@@ -317,9 +329,10 @@ def test_who_is_killed_while_forking_leaves_nothing_and_the_source_runs(
 
 def _settled(msb: Msb, host: Host, source: RunningSandbox) -> bool:
     """Whether every sandbox that there is runs, and has come up."""
-    names = msb("ls", "-q").succeeded().text.split()
+    # At one look: one that is on its way down may be gone when it is asked for by its name.
+    listed = json.loads(msb("ls", "--format", "json").succeeded().out)
     half = list(host.home.glob("sandboxes/*/fork"))
-    return not half and all(_status(msb, name) == "running" for name in names) and source in host.running()
+    return not half and {entry["status"] for entry in listed} == {"running"} and source in host.running()
 
 
 def test_a_fork_whose_supervisor_is_killed_is_gone(msb: Msb, dev: str, host: Host) -> None:

@@ -141,6 +141,8 @@ def test_a_command_with_pipes_is_suspended_and_continued(msb: Msb, shell: Callab
     tmux.type("C-z")
     tmux.wait_for("Stopped")
     run(tmux, "echo meanwhile", until="\nmeanwhile")
+    # The shell shows the command when its own line editor has let go of the terminal, and not before.
+    run(tmux, "clear; echo cl''eared", until="cleared\nhost>")
     run(tmux, "fg", until="msb run")
     run(tmux, "once more", until="once more\nonce more")
     tmux.type("C-d")
@@ -157,7 +159,7 @@ def test_ctrl_c_ends_a_command_with_pipes(msb: Msb, shell: Callable[[Msb], Tmux]
     run(tmux, "echo code=$?", until="\ncode=130")
     sane(tmux)
     # The shell itself belongs to this home, too.
-    eventually(lambda: not msb.host.directories(), within=10, what="the end of the sandbox")
+    eventually(lambda: not msb.host.directories(), within=60, what="the end of the sandbox")
 
 
 @pytest.mark.vm

@@ -34,7 +34,7 @@ def sh(msb: Msb, script: str, *, stdin: bytes | None = None) -> None:
     """Run a script in the sandbox, and wait until its end is in the log."""
     before = len(events(msb, "exit"))
     msb("exec", "dev", "--", "sh", "-c", script, stdin=stdin).succeeded()
-    eventually(lambda: len(events(msb, "exit")) > before, within=10, what="the command's end in the log")
+    eventually(lambda: len(events(msb, "exit")) > before, within=60, what="the command's end in the log")
 
 
 def events(msb: Msb, event: str) -> list[dict[str, Any]]:
@@ -55,6 +55,7 @@ def test_output_is_kept_byte_for_byte_and_readable_after_the_stop(msb: Msb, dev:
 
 
 def test_the_system_says_what_happened(msb: Msb, dev: str) -> None:
+    created = datetime.now(UTC)
     sh(msb, "echo one; exit 0")
     msb("exec", dev, "--", "sh", "-c", "kill -9 $$")
     msb("exec", dev, "--", "no-such-command").failed(127)
@@ -72,8 +73,9 @@ def test_the_system_says_what_happened(msb: Msb, dev: str) -> None:
     assert lines[2]["pid"] > 1
     assert (lines[3]["code"], lines[5]["signal"], lines[7]["kind"]) == (0, 9, "not_found")
     assert (lines[8]["cause"], lines[8]["reason"]) == ("requested", "it was asked to stop")
-    age = datetime.now(UTC) - datetime.fromisoformat(lines[0]["time"])
-    assert 0 <= age.total_seconds() < 120
+    started, *times = (datetime.fromisoformat(line["time"]) for line in lines)
+    times = [started, created, *times, datetime.now(UTC)]
+    assert times == sorted(times)
 
 
 def test_following_shows_what_comes_and_ends_with_the_sandbox(msb: Msb, dev: str) -> None:
@@ -115,7 +117,7 @@ def test_a_command_that_was_detached_from_is_logged_to_its_end(msb: Msb, dev: st
         terminal.type(b"\x10\x11")
         assert terminal.finish().code == 0
     msb("exec", dev, "--", "touch", "/go").succeeded()
-    eventually(lambda: len(events(msb, "exit")) == 2, within=20, what="its end in the log")
+    eventually(lambda: len(events(msb, "exit")) == 2, within=60, what="its end in the log")
     assert msb("logs", dev).succeeded().out == b"up\r\nend\r\n"
 
 
@@ -137,7 +139,7 @@ def test_following_over_rotation_misses_nothing(msb: Msb, dev: str, tmp_path: Pa
             # More than one file of the log, less than all of them: nobody can fall behind too far.
             printed = msb("exec", dev, "--", "seq", "1", "700000").succeeded().out
             msb("stop", dev).succeeded()
-            assert follower.wait(60) == 0
+            assert follower.wait(120) == 0
     assert len(log_files(msb)) > 1
     assert shown.read_bytes() == printed
     assert msb("logs", dev).succeeded().out == printed
@@ -224,7 +226,7 @@ def test_l09_a_disk_that_takes_no_log_stops_nobody(msb: Msb, dev: str) -> None:
             seen = current.stat()
             return seen.st_mtime_ns != whole.st_mtime_ns and seen.st_size == whole.st_size
 
-        eventually(refused, within=10, what="a refused write")
+        eventually(refused, within=60, what="a refused write")
     finally:
         resource.prlimit(supervisor.pid, resource.RLIMIT_FSIZE, unlimited)
     msb("stop", dev).succeeded()

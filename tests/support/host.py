@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support.process import Process, all_processes
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, promptly
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Host:
                     found.append(RunningSandbox(identifier, directory, supervisor, child))
         return found
 
-    def sandbox(self, *, within: float = 30) -> RunningSandbox:
+    def sandbox(self, *, within: float = 60) -> RunningSandbox:
         """The one sandbox that runs, waiting for its VMM to be there."""
         (found,) = eventually(self.running, within=within, what="a running sandbox")
         return found
@@ -147,9 +147,21 @@ class Host:
             *(f"lock {path}" for path in self.locks()),
         ]
 
-    def wait_empty(self, *, within: float = 2.0) -> None:
+    def wait_empty(self, *, within: float | None = None) -> None:
         """Wait until nothing of any sandbox is left. The promise after a crash is two seconds."""
-        eventually(lambda: not self.leftovers(), within=within, what=f"gone: {self.leftovers()}")
+        left: list[str] = []
+
+        def is_empty() -> bool:
+            left[:] = self.leftovers()
+            return not left
+
+        try:
+            if within is None:
+                promptly(is_empty, within=2, what="an end of everything")
+            else:
+                eventually(is_empty, within=within, what="an end of everything")
+        except AssertionError as failure:
+            raise AssertionError(f"{failure}\n{left}") from None
 
     def _is_below(self, path: str) -> bool:
         return path.startswith(f"{self.home}/")

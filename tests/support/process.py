@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.waiting import readable
+from tests.support.waiting import promptly
 
 _PROC = Path("/proc")
 
@@ -91,7 +92,11 @@ class Process:
         except ProcessLookupError:
             return
         try:
-            readable(pidfd, within=within, what=f"the end of process {self.pid}")
+            promptly(
+                lambda: select.select([pidfd], [], [], 0)[0],
+                within=within,
+                what=f"the end of process {self.pid}",
+            )
         finally:
             os.close(pidfd)
 

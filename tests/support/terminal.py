@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
+import select
 import subprocess
 import termios
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,8 @@ from tests.support.process import Process
 from tests.support.waiting import readable
 
 Attributes = list[object]
+
+_END = b"\0the end\0"
 
 
 class Terminal:
@@ -65,12 +68,23 @@ class Terminal:
         """Drag the window's corner."""
         termios.tcsetwinsize(self._theirs, (rows, cols))
 
-    def finish(self, *, within: float = 30) -> Done:
-        """Wait for the program's end."""
-        code = self._child.wait(within)
-        shown = self._read
-        while _has_input(self._ours):
-            shown += os.read(self._ours, 65536)
+    def finish(self, *, within: float = 60) -> Done:
+        """Wait for the program's end; what it has shown until then."""
+        pidfd = os.pidfd_open(self._child.pid)
+        try:
+            while True:
+                ready = select.select([self._ours, pidfd], [], [], within)[0]
+                assert ready, f"not within {within} s: the end of {self._child.args!r} after {self._read!r}"
+                if self._ours not in ready:
+                    break
+                self._read += os.read(self._ours, 65536)
+        finally:
+            os.close(pidfd)
+        code = self._child.wait()
+        # The kernel hands over what was written to a terminal on a thread of its own: what came last may not
+        # be here yet, and is when that is which was written after it.
+        os.write(self._theirs, _END)
+        shown, _, self._read = self.read_until(_END).partition(_END)
         return Done(128 - code if code < 0 else code, shown, b"")
 
     def __enter__(self) -> Terminal:
@@ -85,9 +99,3 @@ class Terminal:
 
     def _take(self) -> None:
         fcntl.ioctl(self._theirs, termios.TIOCSCTTY, 0)
-
-
-def _has_input(descriptor: int) -> bool:
-    import select
-
-    return bool(select.select([descriptor], [], [], 0)[0])

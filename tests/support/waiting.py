@@ -25,6 +25,23 @@ def eventually(look: Callable[[], T], *, within: float, what: str) -> T:
     return found
 
 
+def promptly(look: Callable[[], T], *, within: float, what: str) -> T:
+    """As `eventually`, for what is promised in seconds: those of a machine with a processor for each.
+
+    The time for which this process was kept from looking, because others had the processors, does not count,
+    for what is looked at had to wait as well.
+    """
+    left = within
+    while True:
+        begun = time.thread_time()
+        if found := look():
+            return found
+        if left <= 0:
+            raise AssertionError(f"not within {within} s: {what} (last seen: {found!r})")
+        time.sleep(_INTERVAL)
+        left -= _INTERVAL + time.thread_time() - begun
+
+
 def readable(descriptor: int, *, within: float, what: str) -> None:
     """Wait until a descriptor can be read or, for a pidfd, until the process has ended."""
     if not select.select([descriptor], [], [], within)[0]:
