@@ -5,8 +5,10 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
+import select
 import subprocess
 import termios
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +17,8 @@ from tests.support.process import Process
 from tests.support.waiting import readable
 
 Attributes = list[object]
+
+_END = b"\0what comes after the program's end\0"
 
 
 class Terminal:
@@ -65,12 +69,24 @@ class Terminal:
         """Drag the window's corner."""
         termios.tcsetwinsize(self._theirs, (rows, cols))
 
-    def finish(self, *, within: float = 30) -> Done:
-        """Wait for the program's end."""
-        code = self._child.wait(within)
-        shown = self._read
-        while _has_input(self._ours):
-            shown += os.read(self._ours, 65536)
+    def finish(self, *, within: float = 120) -> Done:
+        """Read what the program shows until it has ended."""
+        deadline = time.monotonic() + within
+        if self._child.poll() is None:
+            ended = os.pidfd_open(self._child.pid)
+            try:
+                # A program that shows more than a terminal holds does not end unless it is read.
+                while ended not in (ready := self._ready(self._ours, ended, until=deadline)):
+                    assert ready, f"not within {within} s: the program's end, after {self._read!r}"
+                    self._read += os.read(self._ours, 65536)
+            finally:
+                os.close(ended)
+        code = self._child.wait()
+        # What was written last is on its way through the kernel: it is all here when what we write is.
+        while self._ready(self._ours, until=0):
+            self._read += os.read(self._ours, 65536)
+        os.write(self._theirs, _END)
+        shown = self.read_until(_END).removesuffix(_END)
         return Done(128 - code if code < 0 else code, shown, b"")
 
     def __enter__(self) -> Terminal:
@@ -86,8 +102,6 @@ class Terminal:
     def _take(self) -> None:
         fcntl.ioctl(self._theirs, termios.TIOCSCTTY, 0)
 
-
-def _has_input(descriptor: int) -> bool:
-    import select
-
-    return bool(select.select([descriptor], [], [], 0)[0])
+    @staticmethod
+    def _ready(*descriptors: int, until: float) -> list[int]:
+        return select.select(descriptors, [], [], max(0, until - time.monotonic()))[0]
