@@ -94,10 +94,13 @@ def test_prune_removes_what_a_crash_left(fresh: Msb) -> None:
         fresh.run("true").succeeded()
     with fresh.start("run", "busybox", "--", "sleep", "600") as command:
         sandbox = fresh.host.sandbox()
-        sandbox.supervisor.kill()
-        sandbox.supervisor.wait_gone(within=10)
-        command.host_process.kill()
-    sandbox.vmm.wait_gone(within=10)
+        # Both at once: whichever is left sees the other's end, and removes what this is about.
+        for process in (command.host_process, sandbox.supervisor):
+            process.halt()
+        for process in (command.host_process, sandbox.supervisor):
+            process.kill()
+    sandbox.supervisor.wait_gone(within=60)
+    sandbox.vmm.wait_gone(within=60)
     assert fresh.host.directories() == [sandbox.id]
     assert _usage(fresh)["leftovers"]["count"] == 1
     (removed,) = json.loads(fresh("prune", "--format", "json").succeeded().out)["removed"]
