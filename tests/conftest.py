@@ -99,7 +99,8 @@ def msb(shared_home: Path, settings: dict[str, str]) -> Iterator[Msb]:
     program = Msb(shared_home, settings)
     yield program
     try:
-        program.host.wait_empty()
+        # How long it may take has tests of its own (test_crash.py).
+        program.host.wait_empty(within=60)
         assert program.host.rows() == []
     except BaseException:
         program.remove_everything()
@@ -127,7 +128,7 @@ def own_msb(own_home: Path, settings: dict[str, str]) -> Iterator[Msb]:
     yield program
     for process in program.host.processes():
         process.kill()
-        process.wait_gone(within=10)
+        process.wait_gone(within=60)
 
 
 @pytest.fixture

@@ -55,7 +55,7 @@ def _exchange(address: str, port: int, data: bytes) -> bytes:
 
 
 def _hear(address: str, port: int) -> bytes:
-    """What comes to who says nothing, not even that this is all: after a reset that would be another error."""
+    """What comes to who says nothing, not even an end: after a reset that would be another error."""
     with socket.create_connection((address, port), timeout=PATIENCE) as client:
         return client.recv(1 << 16)
 

@@ -170,6 +170,7 @@ def _tag_page(registry: Registry, name: str, path: str) -> Answer:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 128
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing: clients of these tests are killed, and hang up."""

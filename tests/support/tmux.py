@@ -53,6 +53,6 @@ class Tmux:
 
     def _call(self, *words: str) -> str:
         done = subprocess.run(
-            [*self._tmux, *words], env=self._environ, capture_output=True, text=True, check=True, timeout=30
+            [*self._tmux, *words], env=self._environ, capture_output=True, text=True, check=True, timeout=120
         )
         return done.stdout

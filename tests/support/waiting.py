@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import select
 import time
 from collections.abc import Callable
@@ -22,6 +23,16 @@ def eventually(look: Callable[[], T], *, within: float, what: str) -> T:
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {within} s: {what} (last seen: {found!r})")
         time.sleep(_INTERVAL)
+    return found
+
+
+async def eventually_here(look: Callable[[], T], *, within: float, what: str) -> T:
+    """The same for what this program's own event loop has yet to do."""
+    deadline = time.monotonic() + within
+    while not (found := look()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {within} s: {what} (last seen: {found!r})")
+        await asyncio.sleep(_INTERVAL)
     return found
 
 
