@@ -99,7 +99,6 @@ def msb(shared_home: Path, settings: dict[str, str]) -> Iterator[Msb]:
     program = Msb(shared_home, settings)
     yield program
     try:
-        # How long it may take has tests of its own (test_crash.py).
         program.host.wait_empty(within=60)
         assert program.host.rows() == []
     except BaseException:

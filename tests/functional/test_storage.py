@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import threading
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 from microsandbox_core import env
 
 from tests.support.msb import Msb
+from tests.support.process import Process
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.vm
 
@@ -96,7 +99,7 @@ def test_prune_removes_what_a_crash_left(fresh: Msb) -> None:
         sandbox = fresh.host.sandbox()
         # Both at once: whichever is left sees the other's end, and removes what this is about.
         for process in (command.host_process, sandbox.supervisor):
-            process.halt()
+            _halt(process)
         for process in (command.host_process, sandbox.supervisor):
             process.kill()
     sandbox.supervisor.wait_gone(within=60)
@@ -107,6 +110,12 @@ def test_prune_removes_what_a_crash_left(fresh: Msb) -> None:
     assert removed["kind"] == "sandbox"
     assert removed["size"] > 0
     assert fresh.host.directories() == fresh.host.rows() == []
+
+
+def _halt(process: Process) -> None:
+    """Let it do nothing more but be killed."""
+    process.kill(signal.SIGSTOP)
+    eventually(lambda: process.status["State"].startswith("T"), within=60, what="a process that stands still")
 
 
 @with_templates

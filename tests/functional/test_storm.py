@@ -74,6 +74,7 @@ def test_twenty_processes_on_three_names(msb: Msb, host: Host, names: tuple[str,
                     assert done.code in (1, 125), (arguments, done)
                     assert any(told in done.complaint for told in TOLD), (arguments, done)
                     assert "Traceback" not in done.complaint
+        eventually(lambda: settled(msb), within=60, what="supervisors without creators have gone")
         assert_listing_is_true(msb, host)
 
 

@@ -115,8 +115,18 @@ def _greet(connection: socket.socket) -> None:
 
 def _next_frame(connection: socket.socket) -> bytes:
     """The payload of the next frame."""
-    header = connection.recv(_HEADER.size, socket.MSG_WAITALL)
-    return connection.recv(_HEADER.unpack(header)[0], socket.MSG_WAITALL)
+    header = _exactly(connection, _HEADER.size)
+    return _exactly(connection, _HEADER.unpack(header)[0])
+
+
+def _exactly(connection: socket.socket, count: int) -> bytes:
+    """So many bytes, in as many pieces as they come: with a timeout MSG_WAITALL waits for nothing."""
+    data = b""
+    while len(data) < count:
+        piece = connection.recv(count - len(data))
+        assert piece, "the supervisor closed the connection"
+        data += piece
+    return data
 
 
 def _read_to_the_end(connection: socket.socket) -> bytes:

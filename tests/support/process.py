@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.waiting import eventually, readable
+from tests.support.waiting import readable
 
 _PROC = Path("/proc")
 
@@ -83,22 +83,6 @@ class Process:
             os.kill(self.pid, number)
         except ProcessLookupError:
             pass  # that is what was wanted
-
-    def halt(self) -> None:
-        """Stop it, so that it does nothing any more but be killed or continued."""
-        self.kill(signal.SIGSTOP)
-        eventually(lambda: not self.status or self._halted(), within=60, what=f"process {self.pid} stopped")
-
-    def _halted(self) -> bool:
-        """Whether each of its threads has."""
-        for task in self._entries("task"):
-            try:
-                state = (task / "stat").read_text().rpartition(")")[2].split()[0]
-            except OSError:
-                continue  # this one has ended
-            if state not in "TZX":
-                return False
-        return True
 
     def wait_gone(self, *, within: float) -> None:
         """Wait for its end, whoever its parent is."""

@@ -8,7 +8,6 @@ import pty
 import select
 import subprocess
 import termios
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from tests.support.waiting import readable
 
 Attributes = list[object]
 
-_END = b"\0what comes after the program's end\0"
+_END = b"\0the end\0"
 
 
 class Terminal:
@@ -69,24 +68,23 @@ class Terminal:
         """Drag the window's corner."""
         termios.tcsetwinsize(self._theirs, (rows, cols))
 
-    def finish(self, *, within: float = 120) -> Done:
-        """Read what the program shows until it has ended."""
-        deadline = time.monotonic() + within
-        if self._child.poll() is None:
-            ended = os.pidfd_open(self._child.pid)
-            try:
-                # A program that shows more than a terminal holds does not end unless it is read.
-                while ended not in (ready := self._ready(self._ours, ended, until=deadline)):
-                    assert ready, f"not within {within} s: the program's end, after {self._read!r}"
-                    self._read += os.read(self._ours, 65536)
-            finally:
-                os.close(ended)
+    def finish(self, *, within: float = 60) -> Done:
+        """Wait for the program's end; what it has shown until then."""
+        pidfd = os.pidfd_open(self._child.pid)
+        try:
+            while True:
+                ready = select.select([self._ours, pidfd], [], [], within)[0]
+                assert ready, f"not within {within} s: the end of {self._child.args!r} after {self._read!r}"
+                if self._ours not in ready:
+                    break
+                self._read += os.read(self._ours, 65536)
+        finally:
+            os.close(pidfd)
         code = self._child.wait()
-        # What was written last is on its way through the kernel: it is all here when what we write is.
-        while self._ready(self._ours, until=0):
-            self._read += os.read(self._ours, 65536)
+        # The kernel hands over what was written to a terminal on a thread of its own: what came last may not
+        # be here yet, and is when that is which was written after it.
         os.write(self._theirs, _END)
-        shown = self.read_until(_END).removesuffix(_END)
+        shown, _, self._read = self.read_until(_END).partition(_END)
         return Done(128 - code if code < 0 else code, shown, b"")
 
     def __enter__(self) -> Terminal:
@@ -101,7 +99,3 @@ class Terminal:
 
     def _take(self) -> None:
         fcntl.ioctl(self._theirs, termios.TIOCSCTTY, 0)
-
-    @staticmethod
-    def _ready(*descriptors: int, until: float) -> list[int]:
-        return select.select(descriptors, [], [], max(0, until - time.monotonic()))[0]

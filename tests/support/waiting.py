@@ -26,17 +26,17 @@ def eventually(look: Callable[[], T], *, within: float, what: str) -> T:
     return found
 
 
+def readable(descriptor: int, *, within: float, what: str) -> None:
+    """Wait until a descriptor can be read or, for a pidfd, until the process has ended."""
+    if not select.select([descriptor], [], [], within)[0]:
+        raise AssertionError(f"not within {within} s: {what}")
+
+
 async def eventually_here(look: Callable[[], T], *, within: float, what: str) -> T:
-    """The same for what this program's own event loop has yet to do."""
+    """As `eventually`, for what this program's own event loop has yet to do."""
     deadline = time.monotonic() + within
     while not (found := look()):
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {within} s: {what} (last seen: {found!r})")
         await asyncio.sleep(_INTERVAL)
     return found
-
-
-def readable(descriptor: int, *, within: float, what: str) -> None:
-    """Wait until a descriptor can be read or, for a pidfd, until the process has ended."""
-    if not select.select([descriptor], [], [], within)[0]:
-        raise AssertionError(f"not within {within} s: {what}")
