@@ -16,6 +16,7 @@ from microsandbox_net import features
 
 from tests.support.host import Host
 from tests.support.msb import Msb
+from tests.support.network import free_port
 
 pytestmark = pytest.mark.vm
 
@@ -77,7 +78,7 @@ def home(msb: Msb, settings: dict[str, str], monkeypatch: pytest.MonkeyPatch) ->
 
 def connects(msb: Msb, host: str, port: int) -> bool:
     """Whether a TCP connection from the guest is made."""
-    return msb("exec", "dev", "--", "nc", "-w", "10", host, str(port), "-e", "true").code == 0
+    return msb("exec", "dev", "--", "nc", "-w", "60", host, str(port), "-e", "true").code == 0
 
 
 def records(msb: Msb, *options: str) -> list[dict[str, object]]:
@@ -119,14 +120,15 @@ def test_n33_another_policy_cuts_what_runs_and_stays(dev: Msb, listener: Listene
         peer.sendall(b"open\n")
         assert client.stdout.readline() == b"open\n"
         dev("net", "update", "dev", "--network-policy", "none").succeeded()
+        # Of the two ends only the host's is seen at once: the other is an emulated guest's.
         told = monotonic()
-        peer.settimeout(10)
+        peer.settimeout(60)
         try:
             assert peer.recv(1) == b""
         except ConnectionResetError:
             pass  # that is an end, too
-        client.finish(timeout=10)
         assert monotonic() - told < 1
+        client.finish()
     assert not connects(dev, HOST, port)
     assert json.loads(dev("net", "explain", "dev", f"{HOST}:{port}", "--json").text)["action"] == "deny"
     dev("restart", "dev").succeeded()
@@ -190,8 +192,7 @@ def test_what_cannot_be_starts_nothing(msb: Msb) -> None:
 
 @pytest.mark.skipif("ports" not in features(), reason="this build of microsandbox-net has no ports")
 def test_a_forks_ports_are_not_its_sources(msb: Msb) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        number = found.getsockname()[1]
+    number = free_port()
     msb("create", "busybox", "-n", "dev", "-p", f"{number}:80", "--net-rule", "deny@public").succeeded()
     try:
         assert f"127.0.0.1:{number}->80/tcp" in msb("ps").text
@@ -209,14 +210,14 @@ def test_a_forks_ports_are_not_its_sources(msb: Msb) -> None:
 async def test_a_command_knows_what_was_denied_to_it(home: Host, port: int) -> None:
     policy = NetworkPolicy.none(f"allow@host:tcp:{port}")
     async with await Sandbox.create(image="busybox", network=Network(policy=policy)) as sandbox:
-        denied = await sandbox.shell(f"nc -w 10 {NOWHERE} 443; nc -w 10 {NOWHERE} 444; true")
+        denied = await sandbox.shell(f"nc -w 60 {NOWHERE} 443; nc -w 60 {NOWHERE} 444; true")
         assert [(record.address, record.port) for record in denied.denied] == [(NOWHERE, 443), (NOWHERE, 444)]
         assert all(record.rule == "policy none: no rule allows it" for record in denied.denied)
-        allowed = await sandbox.shell(f"nc -w 10 {HOST} {port} -e true")
+        allowed = await sandbox.shell(f"nc -w 60 {HOST} {port} -e true")
         assert (allowed.exit_code, allowed.denied) == (0, ())
         assert (await sandbox.exec("true")).denied == ()
         on_record = [record async for record in sandbox.audit()]
         assert [record.port for record in on_record if record.denied] == [443, 444]
         await sandbox.update_network(NetworkPolicy.none())
-        assert [record.port for record in (await sandbox.shell(f"nc -w 10 {HOST} {port}")).denied][-1:] != []
+        assert [record.port for record in (await sandbox.shell(f"nc -w 60 {HOST} {port}")).denied][-1:] != []
     assert home.leftovers() == []

@@ -7,7 +7,6 @@ import gc
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 from microsandbox import (
@@ -23,11 +22,11 @@ from microsandbox import (
 from tests.support.host import Host, RunningSandbox
 from tests.support.msb import Msb, Running
 from tests.support.process import Process
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, eventually_here
 
 pytestmark = [pytest.mark.vm, pytest.mark.asyncio]
 
-FILLED = 60.0
+FILLED = 120.0
 """Seconds that filling a small pool may take on a busy machine without KVM."""
 
 OWNER = """
@@ -69,17 +68,18 @@ def _all_running(home: Host, count: int) -> list[RunningSandbox]:
         found = home.running()
         return found if len(found) == count else []
 
-    return eventually(look, within=10, what=f"{count} running sandboxes")
+    return eventually(look, within=FILLED, what=f"{count} running sandboxes")
 
 
-@pytest.mark.alone(reason="the time of something that takes no time is measured")
 async def test_sandboxes_are_handed_out_without_a_start_and_replaced(home: Host) -> None:
     async with _pool(2) as pool:
         await pool.wait_full(FILLED)
-        began = time.monotonic()
-        sandbox = await pool.acquire()
-        took = time.monotonic() - began
-        assert took < 0.05
+        ready = {running.id for running in _all_running(home, 2)}
+        # There is nothing that it waits for: the first step of it is the last.
+        with pytest.raises(StopIteration) as handed_out:
+            pool.acquire().send(None)
+        sandbox: Sandbox = handed_out.value.value
+        assert sandbox.id in ready
         assert (sandbox.status, sandbox.ephemeral, sandbox.owns_lifecycle) == (Status.RUNNING, True, True)
         async with sandbox:
             assert (await sandbox.exec("true")).success
@@ -102,7 +102,7 @@ async def test_more_callers_than_sandboxes(home: Host) -> None:
         done = await asyncio.gather(*(one(pool, number) for number in range(6)))
     assert len({identifier for identifier, _ in done}) == 6
     assert [text for _, text in done] == [f"{number}\n" for number in range(6)]
-    assert home.leftovers() == []
+    home.wait_empty(within=60)  # as below: those that were being started in the places of these
 
 
 async def test_what_was_handed_out_outlives_the_pool(home: Host) -> None:
@@ -123,7 +123,7 @@ async def test_an_idle_one_that_is_killed_is_replaced(home: Host, victim: str) -
         before = _all_running(home, 2)
         process: Process = getattr(before[0], victim)
         process.kill()
-        before[0].supervisor.wait_gone(within=10)
+        before[0].supervisor.wait_gone(within=60)
         async with await pool.acquire(FILLED) as first, await pool.acquire(FILLED) as second:
             assert before[0].id not in (first.id, second.id)
             assert (await first.exec("true")).success
@@ -163,7 +163,8 @@ async def test_closing_while_it_fills(home: Host, after: float) -> None:
     for sandbox in got:
         assert (await sandbox.exec("true")).success
         await sandbox.kill()
-    home.wait_empty()  # a VMM whose supervisor was ended before it could look after it takes a moment
+    # A VMM whose supervisor was ended before it could look after it takes a moment.
+    home.wait_empty(within=60)
     assert home.rows() == []
 
 
@@ -224,7 +225,7 @@ async def test_kill_of_the_owner_leaves_nothing(msb: Msb, host: Host) -> None:
         running = _all_running(host, 2)
         owner.process.kill()
         owner.process.wait()
-        host.wait_empty()
+        host.wait_empty(within=60)
     for sandbox in running:
         assert not sandbox.supervisor.argv
         assert not sandbox.vmm.argv
@@ -246,4 +247,4 @@ async def test_a_pool_leaves_no_descriptor(home: Host) -> None:
     for _ in range(3):
         await one()
     gc.collect()
-    assert len(ours.descriptors) <= before
+    await eventually_here(lambda: len(ours.descriptors) <= before, within=60, what="as many descriptors")

@@ -10,6 +10,7 @@ from microsandbox_oci import ImageConfig
 from tests.support.host import Host
 from tests.support.images import busybox_program, write_layout
 from tests.support.msb import Msb
+from tests.support.pace import seconds
 
 pytestmark = pytest.mark.vm
 
@@ -32,7 +33,8 @@ def test_a_file_that_is_not_executable_exits_126_with_one_line(msb: Msb) -> None
 
 
 def test_a_time_limit_kills_the_command_keeps_its_output_and_exits_124(msb: Msb) -> None:
-    done = msb.run("sh", "-c", "echo so far; sleep 600", options=["--timeout", "1500ms"])
+    limit = seconds(msb, least=1)
+    done = msb.run("sh", "-c", "echo so far; sleep 600", options=["--timeout", f"{limit * 1000 + 500}ms"])
     done.failed(124, hint=False)
     assert done.out == b"so far\n"
 

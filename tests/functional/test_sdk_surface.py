@@ -236,7 +236,9 @@ def test_a_terminal_is_attached(home: Host, msb: Msb, program: str) -> None:
         terminal.resize(41, 99)
         terminal.type(b"until [ \"$(stty size)\" = '41 99' ]; do sleep 0.1; done; echo re''sized\r")
         terminal.expect(b"resized\r\n")
+        terminal.expect(b"$ ")
         terminal.type(b"\x03")  # for the shell, not for the program
+        terminal.expect(b"$ ")
         terminal.type(b"exit 5\r")
         terminal.expect(b"ended 5")
         assert terminal.finish().code == 0
@@ -284,7 +286,7 @@ def test_plain_code(home: Host, tmp_path: Path) -> None:
         assert [found.name for found in sync.Sandbox.list({"a": "b"})] == ["dev"]
     assert sync.Sandbox.get("dev").status is sync.Status.STOPPED
     sync.Sandbox.remove("dev")
-    with sync.SandboxPool(image="busybox", size=1) as pool, pool.acquire(timeout=60) as taken:
+    with sync.SandboxPool(image="busybox", size=1) as pool, pool.acquire(timeout=120) as taken:
         assert taken.exec("true").success
 
 

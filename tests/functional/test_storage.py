@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import threading
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 from microsandbox_core import env
 
 from tests.support.msb import Msb
+from tests.support.process import Process
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.vm
 
@@ -94,16 +97,25 @@ def test_prune_removes_what_a_crash_left(fresh: Msb) -> None:
         fresh.run("true").succeeded()
     with fresh.start("run", "busybox", "--", "sleep", "600") as command:
         sandbox = fresh.host.sandbox()
-        sandbox.supervisor.kill()
-        sandbox.supervisor.wait_gone(within=10)
-        command.host_process.kill()
-    sandbox.vmm.wait_gone(within=10)
+        # Both at once: whichever is left sees the other's end, and removes what this is about.
+        for process in (command.host_process, sandbox.supervisor):
+            _halt(process)
+        for process in (command.host_process, sandbox.supervisor):
+            process.kill()
+    sandbox.supervisor.wait_gone(within=60)
+    sandbox.vmm.wait_gone(within=60)
     assert fresh.host.directories() == [sandbox.id]
     assert _usage(fresh)["leftovers"]["count"] == 1
     (removed,) = json.loads(fresh("prune", "--format", "json").succeeded().out)["removed"]
     assert removed["kind"] == "sandbox"
     assert removed["size"] > 0
     assert fresh.host.directories() == fresh.host.rows() == []
+
+
+def _halt(process: Process) -> None:
+    """Let it do nothing more but be killed."""
+    process.kill(signal.SIGSTOP)
+    eventually(lambda: process.status["State"].startswith("T"), within=60, what="a process that stands still")
 
 
 @with_templates

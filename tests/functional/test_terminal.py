@@ -137,7 +137,7 @@ def test_the_first_size_is_the_windows(msb: Msb) -> None:
     ) as terminal:
         terminal.resize(33, 99)
         terminal.type(b"\n")
-        assert b"33 99\r\n" in terminal.read_until(b"99")
+        terminal.expect(b"33 99\r\n")
         assert terminal.finish().code == 0
 
 
@@ -255,7 +255,7 @@ def test_the_terminal_is_as_before_after_a_signal(
         terminal.process.kill(number)
         assert terminal.finish().code == code
         assert terminal.attributes() == terminal.before
-    host.wait_empty()
+    host.wait_empty(within=60)
 
 
 def test_the_terminal_is_as_before_when_the_sandbox_is_lost(msb: Msb, dev: str) -> None:
@@ -277,7 +277,7 @@ def test_a_stop_hangs_up_on_an_interactive_shell(msb: Msb, dev: str) -> None:
 
 def test_a_command_that_is_killed_gives_the_terminal_back(msb: Msb) -> None:
     with Terminal((*SHELL, "--", "sh", "-c", "stty raw; kill -9 $$"), msb.environ) as terminal:
-        assert terminal.finish(within=60).code == 137
+        assert terminal.finish().code == 137
         assert terminal.attributes() == terminal.before
 
 
@@ -288,7 +288,7 @@ def test_a_command_ends_with_the_terminal_it_is_at(msb: Msb, dev: str) -> None:
         terminal.process.kill(signal.SIGKILL)
         terminal.finish()
     eventually(
-        lambda: msb("exec", dev, "--", "pidof", "sleep").code == 1, within=10, what="the command's end"
+        lambda: msb("exec", dev, "--", "pidof", "sleep").code == 1, within=60, what="the command's end"
     )
 
 
@@ -314,7 +314,7 @@ def test_detach_keys_leave_the_command_running(msb: Msb) -> None:
     assert msb("exec", "dev", "--", "cat", "/root/x").succeeded().out == b"got a\x10b\n"
     # It writes and writes, nobody reads, and it comes to its end.
     msb("exec", "dev", "--", "touch", "/root/go").succeeded()
-    eventually(lambda: msb("exec", "dev", "--", "cat", "/root/y").code == 0, within=20, what="its last line")
+    eventually(lambda: msb("exec", "dev", "--", "cat", "/root/y").code == 0, within=60, what="its last line")
 
 
 @pytest.mark.usefixtures("dev")

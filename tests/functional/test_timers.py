@@ -7,9 +7,11 @@ import time
 from typing import Any
 
 import pytest
+from microsandbox.info import list_sandboxes
 
 from tests.support.host import Host
 from tests.support.msb import Msb
+from tests.support.pace import seconds
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.vm
@@ -17,31 +19,34 @@ pytestmark = pytest.mark.vm
 
 @pytest.mark.parametrize("option", ["--max-duration", "--idle-timeout"])
 def test_a_run_that_reaches_a_limit_says_so_and_exits_with_124(msb: Msb, host: Host, option: str) -> None:
-    done = msb("run", option, "1s", "busybox", "--", "sh", "-c", "echo begun; sleep 600")
+    limit = seconds(msb, least=1)
+    done = msb("run", option, f"{limit}s", "busybox", "--", "sh", "-c", "echo begun; sleep 600")
     line = done.failed(124, hint=False)
     assert "was stopped" in line
-    assert {"--max-duration": "max-duration of 1 s", "--idle-timeout": "idle for 1 s"}[option] in line
+    said = {"--max-duration": f"max-duration of {limit} s", "--idle-timeout": f"idle for {limit} s"}
+    assert said[option] in line
     assert done.out == b"begun\n"
-    host.wait_empty()
+    host.wait_empty(within=60)
 
 
 def test_it_is_stopped_as_by_msb_stop(msb: Msb) -> None:
     """The command hears SIGTERM, and what it then writes is on the disk at the next start."""
     script = "trap 'echo last > /kept; echo bye; exit 3' TERM; echo up; while :; do sleep 0.1; done"
-    done = msb("run", "--name", "dev", "--max-duration", "4s", "busybox", "--", "sh", "-c", script)
+    limit = seconds(msb, least=4, runs=4)
+    done = msb("run", "--name", "dev", "--max-duration", f"{limit}s", "busybox", "--", "sh", "-c", script)
     try:
         assert (done.code, done.out) == (124, b"up\nbye\n")
         shown = _inspect(msb)
         assert shown["status"] == "stopped"
         assert shown["end"] == {
-            "cause": "max_duration", "reason": "it ran for its max-duration of 4 s", "vmm_exit": 0,
+            "cause": "max_duration", "reason": f"it ran for its max-duration of {limit} s", "vmm_exit": 0,
         }  # fmt: skip
-        assert (shown["config"]["max_duration"], shown["config"]["idle_timeout"]) == (4, None)
+        assert (shown["config"]["max_duration"], shown["config"]["idle_timeout"]) == (limit, None)
         msb("start", "dev").succeeded()
         assert msb("exec", "dev", "--", "cat", "/kept").succeeded().out == b"last\n"
         # The limit holds for the next life as well, and counts from its start.
         system = msb("logs", "-f", "--source", "system", "dev").succeeded().text.splitlines()
-        assert system.count("ended: it ran for its max-duration of 4 s") == 2
+        assert system.count(f"ended: it ran for its max-duration of {limit} s") == 2
     finally:
         msb("rm", "--force", "dev").succeeded()
 
@@ -70,11 +75,12 @@ def test_an_idle_sandbox_is_stopped_and_says_why(msb: Msb) -> None:
 
 @pytest.mark.parametrize("script", ["exec sleep 600", "trap 'exit 0' TERM; while :; do :; done"])
 def test_an_exec_that_meets_a_limit_says_so_and_exits_with_124(msb: Msb, script: str) -> None:
-    msb("create", "--max-duration", "2s", "--name", "dev", "busybox").succeeded()
+    limit = seconds(msb, least=2, runs=3)
+    msb("create", "--max-duration", f"{limit}s", "--name", "dev", "busybox").succeeded()
     try:
         done = msb("exec", "dev", "--", "sh", "-c", f"echo begun; {script}")
         line = done.failed(124, hint=False)
-        assert line == "error: the sandbox 'dev' was stopped: it ran for its max-duration of 2 s"
+        assert line == f"error: the sandbox 'dev' was stopped: it ran for its max-duration of {limit} s"
         assert done.out == b"begun\n"
     finally:
         msb("rm", "--force", "dev").succeeded()
@@ -92,21 +98,29 @@ def test_an_exec_whose_sandbox_is_stopped_by_hand_says_what_the_signal_was(msb: 
 
 
 def test_a_stop_meanwhile_waits_for_the_same_end(msb: Msb) -> None:
-    msb("create", "--idle-timeout", "1s", "--name", "dev", "busybox").succeeded()
+    limit = seconds(msb, least=1, runs=3)
+    msb("create", "--idle-timeout", f"{limit}s", "--name", "dev", "busybox").succeeded()
     try:
         script = "trap 'read line; echo $line > /kept; exit' TERM; echo up; while :; do sleep 0.1; done"
         with msb.start("exec", "dev", "--", "sh", "-c", script) as workload:
             assert workload.line() == b"up\n"
-            eventually(lambda: _inspect(msb)["status"] == "stopping", within=20, what="the limit")
+            # Looked at from here: from now on the workload has ten seconds.
+            eventually(
+                lambda: [found.status for found in list_sandboxes(msb.home)] == ["stopping"],
+                within=limit + 60,
+                what="the limit",
+            )
             with msb.start("stop", "dev") as stop:
                 eventually(
                     lambda: "anon_inode:[pidfd]" in stop.host_process.descriptors.values(),
-                    within=20,
+                    within=60,
                     what="the stop to have found the supervisor",
                 )
                 workload.finish(b"last\n")
                 stop.finish().succeeded()
-        assert _inspect(msb)["end"] == {"cause": "idle_timeout", "reason": "idle for 1 s", "vmm_exit": 0}
+        assert _inspect(msb)["end"] == {
+            "cause": "idle_timeout", "reason": f"idle for {limit} s", "vmm_exit": 0,
+        }  # fmt: skip
         msb("start", "dev").succeeded()
         assert msb("exec", "dev", "--", "cat", "/kept").succeeded().out == b"last\n"
     finally:
@@ -115,15 +129,16 @@ def test_a_stop_meanwhile_waits_for_the_same_end(msb: Msb) -> None:
 
 @pytest.mark.slow
 def test_a_stop_does_not_prolong_the_max_duration(msb: Msb) -> None:
-    msb("create", "--max-duration", "5s", "--name", "dev", "busybox").succeeded()
+    limit = seconds(msb, least=5, runs=4)
+    msb("create", "--max-duration", f"{limit}s", "--name", "dev", "busybox").succeeded()
     try:
         script = "trap '' TERM; echo up; while :; do sleep 1; done"
         with msb.start("exec", "dev", "--", "sh", "-c", script) as workload:
             assert workload.line() == b"up\n"
             msb("stop", "-t", "10m", "dev").succeeded()
             workload.finish()
-        end = {"cause": "max_duration", "reason": "it ran for its max-duration of 5 s", "vmm_exit": None}
-        assert _inspect(msb)["end"] == end
+        reason = f"it ran for its max-duration of {limit} s"
+        assert _inspect(msb)["end"] == {"cause": "max_duration", "reason": reason, "vmm_exit": None}
     finally:
         msb("rm", "--force", "dev").succeeded()
 
@@ -135,12 +150,13 @@ def _inspect(msb: Msb) -> dict[str, Any]:
 
 
 def test_output_and_input_are_activity(msb: Msb) -> None:
-    script = "for i in 1 2 3 4 5; do sleep 0.5; echo $i; done; cat"
-    with msb.start("run", "--idle-timeout", "2s", "busybox", "--", "sh", "-c", script) as running:
+    limit = seconds(msb, least=2)
+    script = f"for i in 1 2 3 4 5; do sleep {limit / 4}; echo $i; done; cat"
+    with msb.start("run", "--idle-timeout", f"{limit}s", "busybox", "--", "sh", "-c", script) as running:
         for number in range(1, 6):
             assert running.line() == b"%d\n" % number
         begun = time.monotonic()
-        while time.monotonic() - begun < 2.5:
+        while time.monotonic() - begun < 1.25 * limit:
             running.stdin.write(b"x\n")
             assert running.line() == b"x\n"
         done = running.finish(b"")
@@ -148,11 +164,12 @@ def test_output_and_input_are_activity(msb: Msb) -> None:
 
 
 def test_an_open_command_that_is_silent_is_idle(msb: Msb) -> None:
-    msb("create", "--idle-timeout", "1s", "--name", "dev", "busybox").succeeded()
+    limit = seconds(msb, least=1, runs=3)
+    msb("create", "--idle-timeout", f"{limit}s", "--name", "dev", "busybox").succeeded()
     try:
         # The shutdown's SIGTERM: somebody's command does not keep a sandbox alive by being there.
         said = msb("exec", "dev", "--", "sleep", "600").failed(124, hint=False)
-        assert said == "error: the sandbox 'dev' was stopped: idle for 1 s"
+        assert said == f"error: the sandbox 'dev' was stopped: idle for {limit} s"
     finally:
         msb("rm", "--force", "dev").succeeded()
 

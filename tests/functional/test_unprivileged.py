@@ -79,7 +79,7 @@ def test_every_verb(nobody: Nobody, busybox_layout: Path, tmp_path: Path) -> Non
     msb("uninstall", "box").succeeded()
     msb("df").succeeded()
     msb("prune", "--all").succeeded()
-    nobody.host.wait_empty()
+    nobody.host.wait_empty(within=60)
     assert nobody.host.rows() == []
     # Whatever the umask, nobody else reads what is in the home, and all of it is this user's.
     assert stat.S_IMODE(nobody.home.stat().st_mode) == 0o700

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 import pytest
 import pytest_asyncio
@@ -32,7 +33,7 @@ async def sandbox(home: Host) -> AsyncIterator[Sandbox]:
 
 
 async def _assert_serves(sandbox: Sandbox) -> None:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(300):
         assert await sandbox.ping() < 30
         assert (await sandbox.exec("echo", ["still here"])).stdout_text == "still here\n"
 
@@ -48,7 +49,7 @@ async def test_the_agents_port_cannot_be_opened(sandbox: Sandbox) -> None:
     done
     echo tried
     """
-    output = await sandbox.shell(script, timeout=60)
+    output = await sandbox.shell(script, timeout=300)
     assert output.stdout_text == "tried\n"
     await _assert_serves(sandbox)
 
@@ -78,7 +79,7 @@ async def test_out_of_memory_of_the_command_itself(sandbox: Sandbox) -> None:
 
 async def test_a_full_tmp_and_a_full_memory_file_system_end_in_errors(sandbox: Sandbox) -> None:
     output = await sandbox.shell(
-        "dd if=/dev/zero of=/dev/shm/fill bs=65536; rm -f /dev/shm/fill; echo over", timeout=120
+        "dd if=/dev/zero of=/dev/shm/fill bs=65536; rm -f /dev/shm/fill; echo over", timeout=300
     )
     assert output.stdout_text in ("over\n", "")
     await _assert_serves(sandbox)
@@ -88,7 +89,7 @@ async def test_a_full_tmp_and_a_full_memory_file_system_end_in_errors(sandbox: S
 async def test_a_fork_bomb_leaves_the_agent(sandbox: Sandbox) -> None:
     # A16. Its time is over long before the memory is.
     bomb = await sandbox.exec_stream("sh", ["-c", "bomb() { bomb | bomb & }; bomb; sleep 600"], timeout=1)
-    async with asyncio.timeout(120):
+    async with asyncio.timeout(300):
         assert await sandbox.ping() < 60
         end = await bomb.wait()
     assert end.timed_out
@@ -99,7 +100,7 @@ async def test_a_fork_bomb_leaves_the_agent(sandbox: Sandbox) -> None:
 
 async def test_a_program_killed_for_memory_takes_along_what_it_started(sandbox: Sandbox) -> None:
     # The last of a line without an end has to be kept in memory.
-    async with asyncio.timeout(120):
+    async with asyncio.timeout(300):
         output = await sandbox.exec("sh", ["-c", "sleep 600 & exec tail /dev/zero"])
     assert (output.oom_killed, output.signal) == (True, 9)
     left = await sandbox.shell("ps | grep -c '[s]leep 600'")
@@ -130,10 +131,10 @@ async def test_agents_memory_and_state_are_out_of_reach(sandbox: Sandbox) -> Non
 async def test_a_machine_that_goes_away_is_noticed_and_leaves_nothing(home: Host, deed: str) -> None:
     async with await Sandbox.create(image="busybox", memory="128M") as sandbox:
         running = home.sandbox()
-        async with asyncio.timeout(HEARTBEAT_INTERVAL + HEARTBEAT_DEADLINE + 20):
+        async with asyncio.timeout(HEARTBEAT_INTERVAL + HEARTBEAT_DEADLINE + 80):
             with pytest.raises((OutcomeUnknown, NotRunning)):
                 await sandbox.shell(deed)
-        running.supervisor.wait_gone(within=10)
+        running.supervisor.wait_gone(within=60)
         running.vmm.wait_gone(within=0.1)
         with pytest.raises(NotRunning):
             await sandbox.exec("true")
@@ -154,10 +155,13 @@ async def test_a_console_that_is_flooded_fills_no_disk(sandbox: Sandbox, home: H
     running = home.sandbox()
     before = running.supervisor.peak_memory
     await sandbox.shell(
-        "head -c 8000000 /dev/zero | tr '\\0' 'x' | fold -w 200 > /dev/hvc0; dmesg > /dev/hvc0", timeout=120
+        "head -c 8000000 /dev/zero | tr '\\0' 'x' | fold -w 200 > /dev/hvc0; dmesg > /dev/hvc0", timeout=300
     )
     await _assert_serves(sandbox)
-    size = sum(path.stat().st_size for path in running.directory.glob("console.log*"))
+    size = 0
+    for path in running.directory.glob("console.log*"):
+        with suppress(FileNotFoundError):  # it became the one before since it was listed
+            size += path.stat().st_size
     assert size <= 2 << 20
     assert running.supervisor.peak_memory - before < 32 << 20
 

@@ -130,7 +130,8 @@ def test_a_share_that_breaks_ends_with_eio_and_nothing_else_does(
         assert guest.ask("configure", **configuration(mounts=[root])).startswith("invalid_request: ")
         assert guest.ask("configure", **configuration(mounts=mounts)) is None
         assert guest.run("cat /gone/file /mad/file /good/file") == "content\n" * 3
-        assert guest.run("sleep 1000 < /gone/file & sleep 1000 < /mad/file &") == ""
+        # Opened before the shell ends, and so before the brokers break.
+        assert guest.run("exec 3< /gone/file 4< /mad/file; sleep 1000 <&3 & sleep 1000 <&4 &") == ""
         gone.stop()
         mad.mad = True
         for name in ("gone", "mad"):

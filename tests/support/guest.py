@@ -51,7 +51,7 @@ class Guest:
             data = b"".join(self._connection.output())
             self.vm.agent.sendall(data)
             self._connection.sent(len(data))
-            assert select.select([self.vm.agent], [], [], 60)[0], "agentd does not answer"
+            assert select.select([self.vm.agent], [], [], 120)[0], "agentd does not answer"
             for event in self._connection.receive(self.vm.agent.recv(1 << 16)):
                 if isinstance(event, DataReceived) and printed is not None:
                     printed.append(event.data)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
+import stat
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +91,7 @@ class Host:
         Without the database's log and index: who opens it last decides whether they stay, and looking
         at rows opens it.
         """
-        found = (path.relative_to(self.home) for path in (self.home / below).rglob("*"))
+        found = (path.relative_to(self.home) for path in _below(self.home / below))
         return sorted(str(path) for path in found if not path.name.startswith("state.db-"))
 
     def digests(self, below: str) -> dict[str, str]:
@@ -118,11 +120,14 @@ class Host:
             fields = line.split()
             if "->" not in fields:
                 held.add(int(fields[5].split(":")[2]))
-        found = {
-            str(path): (status.st_dev, status.st_ino)
-            for path in self.home.rglob("*")
-            if not path.is_symlink() and (status := path.lstat()).st_ino in held
-        }
+        found = {}
+        for path in _below(self.home):
+            try:
+                status = path.lstat()
+            except FileNotFoundError:
+                continue  # removed since it was listed
+            if status.st_ino in held and not stat.S_ISLNK(status.st_mode):
+                found[str(path)] = (status.st_dev, status.st_ino)
         if not found:
             return []
         # Another file system has files of the same numbers, and what the kernel calls its device may not be
@@ -165,6 +170,13 @@ class Host:
 
     def _is_below(self, path: str) -> bool:
         return path.startswith(f"{self.home}/")
+
+
+def _below(directory: Path) -> Iterator[Path]:
+    """Every path below, whatever goes meanwhile."""
+    for parent, directories, files in os.walk(directory):
+        for name in (*directories, *files):
+            yield Path(parent, name)
 
 
 def _digest(path: Path) -> str:

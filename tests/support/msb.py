@@ -81,7 +81,7 @@ class Running:
         """The next line of standard output, or what came before its end."""
         return self.stdout.readline()
 
-    def finish(self, data: bytes | None = None, *, timeout: float = 60) -> Done:
+    def finish(self, data: bytes | None = None, *, timeout: float = 120) -> Done:
         """Write the last input, read everything, wait for the end."""
         out, err = self.process.communicate(data, timeout=timeout)
         return Done(_shell_code(self.process.returncode), out or b"", err or b"")
@@ -130,7 +130,7 @@ class Msb:
         self,
         *arguments: Argument,
         stdin: bytes | int | IO[bytes] | None = None,
-        timeout: float = 120,
+        timeout: float = 300,
         cwd: Path | None = None,
         environ: Mapping[bytes, bytes] | None = None,
     ) -> Done:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import random
 import re
 import socket
 import threading
@@ -58,6 +59,21 @@ class Listener:
         self._socket.shutdown(socket.SHUT_RDWR)
         self._thread.join(5)
         self._socket.close()
+
+
+def free_port() -> int:
+    """A TCP port of loopback for somebody else to listen on later: one that the kernel gives to nobody who
+    asks it for any."""
+    first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    others = [*range(10_000, first), *range(last + 1, 65_536)] or range(first, last + 1)
+    while True:
+        port: int = random.SystemRandom().choice(others)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue  # somebody has it
+            return port
 
 
 def host_address() -> str | None:

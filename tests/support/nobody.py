@@ -41,7 +41,7 @@ class Nobody:
         }  # fmt: skip
         self.python = self._interpreter()
 
-    def __call__(self, *arguments: str, stdin: bytes = b"", timeout: float = 120) -> Done:
+    def __call__(self, *arguments: str, stdin: bytes = b"", timeout: float = 300) -> Done:
         return self.program([self.python, "-c", _MSB, *arguments], stdin=stdin, timeout=timeout)
 
     def _interpreter(self) -> str:
@@ -53,7 +53,7 @@ class Nobody:
                 return candidate
         pytest.skip("other users can read no Python of this version, or not the packages")
 
-    def program(self, command: Sequence[str], *, stdin: bytes = b"", timeout: float = 120) -> Done:
+    def program(self, command: Sequence[str], *, stdin: bytes = b"", timeout: float = 300) -> Done:
         """Run a program as this user, who has no capabilities and gets none."""
         entering = [] if self.group is None else ["sh", "-c", _IN_GROUP, str(self.group)]
         process = subprocess.Popen(

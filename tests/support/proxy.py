@@ -22,6 +22,10 @@ class TunnelProxy:
         return f"127.0.0.1:{self.server.server_address[1]}"
 
 
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 128
+
+
 @contextmanager
 def tunnelling(*, refuse: bool = False) -> Iterator[TunnelProxy]:
     """Run a proxy for the block, one that answers 407 to everything if `refuse`."""
@@ -44,7 +48,7 @@ def tunnelling(*, refuse: bool = False) -> Iterator[TunnelProxy]:
                 _pump(self.connection, other)
                 back.join()
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = _Server(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     proxy = TunnelProxy(server)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})

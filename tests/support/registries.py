@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import socket
+import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,41 +42,39 @@ def skopeo(*arguments: str) -> str:
 @contextmanager
 def serving(directory: Path, *, private: bool = False) -> Iterator[DockerRegistry]:
     """Run a registry that keeps its data in ``directory`` for the block."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     ca = _certificate(directory) if private else None
     settings = [
         "version: 0.1",
         f"storage: {{filesystem: {{rootdirectory: {directory / 'data'}}}, delete: {{enabled: true}}}}",
-        "log: {level: error, accesslog: {disabled: true}}",
+        "log: {level: info, accesslog: {disabled: true}}",
     ]
     if private:
         passwords = directory / "passwords"
         subprocess.run(["htpasswd", "-Bbc", passwords, USER, PASSWORD], check=True, capture_output=True)
         settings += [
-            f"http: {{addr: '127.0.0.1:{port}', tls: {{certificate: {ca}, key: {directory / 'tls.key'}}}}}",
+            f"http: {{addr: '127.0.0.1:0', tls: {{certificate: {ca}, key: {directory / 'tls.key'}}}}}",
             f"auth: {{htpasswd: {{realm: here, path: {passwords}}}}}",
         ]
     else:
-        settings.append(f"http: {{addr: '127.0.0.1:{port}'}}")
+        settings.append("http: {addr: '127.0.0.1:0'}")
     configuration = directory / "registry.yml"
     configuration.write_text("\n".join(settings) + "\n")
-    with (directory / "registry.log").open("wb") as log:
+    said = directory / "registry.log"
+    with said.open("wb") as log:
         process = subprocess.Popen(
             ["docker-registry", "serve", configuration], stdout=log, stderr=subprocess.STDOUT
         )
     try:
-        eventually(lambda: _answers(port), within=60, what="the registry accepts connections")
-        yield DockerRegistry(f"127.0.0.1:{port}", ca)
+        listening = eventually(
+            lambda: re.search(r"listening on (127\.0\.0\.1:\d+)", said.read_text()),
+            within=60,
+            what="the registry accepts connections",
+        )
+        assert listening is not None
+        yield DockerRegistry(listening[1], ca)
     finally:
         process.terminate()
-        process.wait(10)
-
-
-def _answers(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+        process.wait(60)
 
 
 def _certificate(directory: Path) -> Path:

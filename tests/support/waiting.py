@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import select
 import time
 from collections.abc import Callable
@@ -46,3 +47,13 @@ def readable(descriptor: int, *, within: float, what: str) -> None:
     """Wait until a descriptor can be read or, for a pidfd, until the process has ended."""
     if not select.select([descriptor], [], [], within)[0]:
         raise AssertionError(f"not within {within} s: {what}")
+
+
+async def eventually_here(look: Callable[[], T], *, within: float, what: str) -> T:
+    """As `eventually`, for what this program's own event loop has yet to do."""
+    deadline = time.monotonic() + within
+    while not (found := look()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {within} s: {what} (last seen: {found!r})")
+        await asyncio.sleep(_INTERVAL)
+    return found
