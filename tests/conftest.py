@@ -127,7 +127,7 @@ def own_msb(own_home: Path, settings: dict[str, str]) -> Iterator[Msb]:
     yield program
     for process in program.host.processes():
         process.kill()
-        process.wait_gone(within=10)
+        process.wait_gone(within=60)
 
 
 @pytest.fixture

@@ -107,7 +107,7 @@ def test_the_command_of_a_sandbox_in_the_background(msb: Msb) -> None:
         # It does not belong to who has joined it.
         terminal.process.kill(signal.SIGKILL)
         terminal.finish()
-    eventually(lambda: not sessions(msb, "dev")[0]["joined"], within=10, what="its place to be free")
+    eventually(lambda: not sessions(msb, "dev")[0]["joined"], within=60, what="its place to be free")
     with Terminal(attach("dev"), msb.environ) as terminal:
         terminal.type(b"exit 6\r")
         assert terminal.finish().code == 6
@@ -120,7 +120,7 @@ def test_the_command_of_a_sandbox_in_the_background(msb: Msb) -> None:
 def test_a_sandbox_without_a_name_ends_with_its_command_and_its_code_is_told(msb: Msb) -> None:
     name = msb("run", "-d", "busybox", "--", "sh", "-c", "while [ ! -e /go ]; do :; done; echo last; exit 3")
     with msb.start("attach", name.succeeded().text.strip()) as attached:
-        eventually(lambda: sessions(msb, name.text.strip())[0]["joined"], within=30, what="it to be attached")
+        eventually(lambda: sessions(msb, name.text.strip())[0]["joined"], within=60, what="it to be attached")
         msb("exec", name.text.strip(), "--", "touch", "/go")
         done = attached.finish()
     assert (done.code, done.out) == (3, b"last\n")
@@ -173,7 +173,7 @@ def test_which_one_is_said_when_there_are_several(msb: Msb, dev: str) -> None:
     # It may have ended before anybody came.
     assert done.code == 4 or f"session {second}: no command" in done.failed()
     with msb.start("attach", dev) as attached:
-        eventually(lambda: sessions(msb, dev)[0]["joined"], within=30, what="it to be attached")
+        eventually(lambda: sessions(msb, dev)[0]["joined"], within=60, what="it to be attached")
         msb("exec", dev, "--", "touch", "/3").succeeded()
         assert attached.finish().code == 3
     assert "session 999999: no command of this number" in msb("attach", dev, "999999").failed()

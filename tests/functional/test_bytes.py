@@ -80,7 +80,7 @@ def test_a_reader_that_leaves_ends_the_command_at_once(msb: Msb, host: Host) -> 
     with msb.start("run", "busybox", "--", "yes") as command:
         assert command.line() == b"y\n"
         command.stdout.close()
-        assert command.process.wait(timeout=10) == 128 + 13
+        assert command.process.wait(timeout=120) == 128 + 13
     assert host.leftovers() == []
 
 
@@ -154,7 +154,7 @@ def test_output_that_nobody_takes_stops_the_command_not_the_host(msb: Msb, host:
         _until_idle(host.sandbox().supervisor)
         _assert_no_growth(before, _peaks(command, host))
         command.process.terminate()
-        assert command.process.wait(timeout=20) == 143
+        assert command.process.wait(timeout=120) == 143
     assert host.leftovers() == []
 
 

@@ -69,7 +69,7 @@ def test_a_start_is_not_disturbed_by_those_who_look(msb: Msb, stopped: str) -> N
     finally:
         looking.kill()
         looking.wait()
-    eventually(lambda: msb.host.processes() == [], within=10, what="the end of the last look")
+    eventually(lambda: msb.host.processes() == [], within=60, what="the end of the last look")
 
 
 def test_six_runs_at_once_all_succeed_and_none_holds_anothers_lock(msb: Msb, host: Host) -> None:

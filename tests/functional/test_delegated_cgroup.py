@@ -91,7 +91,7 @@ def test_a_sandbox_of_a_user_is_limited_in_what_was_delegated(nobody: Nobody, de
     running = nobody.host.sandbox()
     group = delegated / f"{cgroup.PREFIX}{running.id}"
     for process in (running.supervisor, running.vmm):
-        eventually(lambda p=process: _group_of(p) == group.name, within=10, what=f"{process} in {group}")  # type: ignore[misc]
+        eventually(lambda p=process: _group_of(p) == group.name, within=60, what=f"{process} in {group}")  # type: ignore[misc]
         assert process.status["Uid"].split() == [str(UID)] * 4
     (found,) = json.loads(nobody("inspect", "dev").succeeded().out)
     wanted = cgroup.limits_for(256, 2, emulated=found["isolation"] == "emulated")
@@ -107,9 +107,9 @@ def test_a_sandbox_of_a_user_is_limited_in_what_was_delegated(nobody: Nobody, de
     assert not group.exists()
     # The group of one that was killed goes when somebody looks.
     nobody("start", "dev").succeeded()
-    eventually(lambda: _group_of(nobody.host.sandbox().vmm) == group.name, within=10, what="the group")
+    eventually(lambda: _group_of(nobody.host.sandbox().vmm) == group.name, within=60, what="the group")
     nobody.host.sandbox().supervisor.kill()
-    eventually(lambda: not nobody.host.running(), within=10, what="the end of both")
+    eventually(lambda: not nobody.host.running(), within=60, what="the end of both")
     nobody("ls").succeeded()
     assert not group.exists()
     nobody("rm", "dev").succeeded()

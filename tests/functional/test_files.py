@@ -271,11 +271,16 @@ def test_offsets_beyond_four_gigabytes(box: Msb, tmp_path: Path) -> None:
 def test_a_copy_that_is_interrupted_leaves_nothing(box: Msb, tmp_path: Path) -> None:
     (tmp_path / "big").write_bytes(bytes(1 << 20) + random.Random(2).randbytes(64 * MIB))
     shell(box, "echo old >/big; mkfifo /go")
-    with box.start("cp", tmp_path / "big", "box:/big") as running:
+    # Who looks is there before it begins: afterwards it might be over by then.
+    look = "echo up; until ls -A / | grep -q '^[.]msb-'; do :; done; echo begun"
+    with box.start("exec", "box", "--", "sh", "-c", look) as looking:
+        assert looking.line() == b"up\n"
+        running = box.start("cp", tmp_path / "big", "box:/big")
         # It has begun when its file is there.
-        shell(box, "while ! ls -A / | grep -q '^[.]msb-'; do :; done")
+        assert looking.line() == b"begun\n"
+    with running:
         running.process.send_signal(2)
-        assert running.process.wait(timeout=30) == 130
+        assert running.process.wait(timeout=120) == 130
     assert shell(box, "cat /big; ls -A / | grep msb-; true") == b"old\n"
 
 

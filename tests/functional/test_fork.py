@@ -17,7 +17,9 @@ import pytest
 
 from tests.support.host import Host, RunningSandbox
 from tests.support.msb import Msb
-from tests.support.waiting import eventually
+from tests.support.process import Process
+from tests.support.truth import settled
+from tests.support.waiting import at_this_pace, eventually
 
 pytestmark = pytest.mark.vm
 
@@ -55,7 +57,7 @@ def _fork(msb: Msb, name: str, new: str, *options: str) -> list[dict[str, Any]]:
 def _counts(msb: Msb, name: str) -> bool:
     """Whether the process goes on that counts."""
     read = 'n=$(cat /root/n); while [ "$(cat /root/n)" = "$n" ]; do :; done'
-    return msb("exec", "--timeout", "20s", name, "--", "sh", "-c", read).code == 0
+    return msb("exec", "--timeout", "60s", name, "--", "sh", "-c", read).code == 0
 
 
 def _is_clean(upper: Path) -> bool:
@@ -85,7 +87,9 @@ def test_a_paused_sandbox_does_nothing_and_goes_on_where_it_was(msb: Msb, dev: s
     assert msb("resume", dev).succeeded().text == "dev\n"
     assert _status(msb, dev) == "running"
     assert _counts(msb, dev)
-    assert abs(float(_sh(msb, dev, "date +%s")) - time.time()) < 2
+    before_asked = time.time()
+    shown = float(_sh(msb, dev, "date +%s"))
+    assert before_asked - 2 < shown < time.time() + 2
 
 
 def test_a_command_that_runs_waits_out_a_pause(msb: Msb, dev: str) -> None:
@@ -118,10 +122,11 @@ def test_what_is_paused_can_be_ended(msb: Msb, dev: str, host: Host) -> None:
 
 
 def test_limits_of_a_paused_sandbox(msb: Msb) -> None:
-    # In this order, so that a slow machine has all of the idle timeout for the pause.
-    msb("create", "busybox", "--name", "short", "-m", "128M", "--max-duration", "10s").succeeded()
-    msb("create", "busybox", "--name", "idle", "-m", "128M", "--idle-timeout", "4s").succeeded()
-    msb("pause", "idle", "short").succeeded()
+    # Each is paused as soon as it is there, so that a slow machine has all of its limit for that.
+    msb("create", "busybox", "--name", "idle", "-m", "128M", "--idle-timeout", "10s").succeeded()
+    msb("pause", "idle").succeeded()
+    msb("create", "busybox", "--name", "short", "-m", "128M", "--max-duration", "15s").succeeded()
+    msb("pause", "short").succeeded()
     # The one ends although it is paused, by which time the other would have been idle for long.
     assert "max-duration" in msb("wait", "short").succeeded().text
     assert _status(msb, "idle") == "paused"
@@ -143,7 +148,7 @@ def test_what_does_not_run_cannot_be_paused(msb: Msb, dev: str) -> None:
 def test_a_fork_goes_on_and_is_somebody_else(msb: Msb, dev: str) -> None:
     (made,) = _fork(msb, dev, "kid")
     assert (made["name"], made["source"]) == ("kid", "dev")
-    assert 0 < made["pause_ms"] < 500
+    assert 0 < made["pause_ms"] < at_this_pace(500)
     assert made["memory_bytes"] > 0
     assert made["upper_bytes"] >= 0
     who = "hostname; cat /etc/hostname /etc/machine-id; head -c 32 /dev/urandom | od -An -tx8 | tr -d '\\n'"
@@ -227,7 +232,7 @@ def test_connections_are_the_sources(msb: Msb, dev: str) -> None:
         # Its input has ended there.
         eventually(
             lambda: msb("exec", "kid", "--", "test", "-e", "/root/over").code == 0,
-            within=30,
+            within=60,
             what="the end of input",
         )
         assert msb("exec", dev, "--", "test", "-e", "/root/over").code == 1
@@ -248,7 +253,7 @@ def test_a_fork_while_the_guest_writes(msb: Msb, dev: str, host: Host) -> None:
         lambda: int(_sh(msb, dev, "ls /root/d 2>/dev/null | wc -l")) > 1, within=60, what="files in the guest"
     )
     (made,) = _fork(msb, dev, "kid")
-    assert 0 < made["pause_ms"] < 500
+    assert 0 < made["pause_ms"] < at_this_pace(500)
     assert _counts(msb, "kid")
     assert _counts(msb, dev)
     msb("stop", dev, "kid").succeeded()
@@ -316,18 +321,28 @@ def test_who_is_killed_while_forking_leaves_nothing_and_the_source_runs(
 
 
 def _settled(msb: Msb, host: Host, source: RunningSandbox) -> bool:
-    """Whether every sandbox that there is runs, and has come up."""
-    names = msb("ls", "-q").succeeded().text.split()
+    """Whether every sandbox that there is runs, has come up, and does not go because its creator did."""
+    listed = json.loads(msb("ls", "--format", "json").succeeded().out)
     half = list(host.home.glob("sandboxes/*/fork"))
-    return not half and all(_status(msb, name) == "running" for name in names) and source in host.running()
+    return (
+        not half
+        and all(entry["status"] == "running" for entry in listed)
+        and settled(msb)
+        and source in host.running()
+    )
 
 
 def test_a_fork_whose_supervisor_is_killed_is_gone(msb: Msb, dev: str, host: Host) -> None:
     (source,) = host.running()
     command = msb.start("fork", dev, "--name", "kid")
     with command:
+        # Not a child of one that is about to be the VMM.
         (supervisor,) = eventually(
-            lambda: [p for p in host.processes() if _supervises(p) and p.pid != source.supervisor.pid],
+            lambda: [
+                p
+                for p in host.processes()
+                if _supervises(p) and p.pid != source.supervisor.pid and not _supervises(Process(p.parent))
+            ],
             within=60,
             what="the supervisor of the fork",
         )

@@ -72,10 +72,9 @@ def disk(
         msb("load", f"oci:{busybox_layout}", "-t", "busybox").succeeded()
         for _ in range(2):
             msb("run", "-m", "128M", "busybox", "--", "true").succeeded()
-        # Who does not answer is given up sooner than usual.
-        soon = {
-            f"microsandbox.supervisor._supervise.HEARTBEAT_{name}": 3.0 for name in ("INTERVAL", "DEADLINE")
-        }
+        # Who does not answer is given up sooner than usual, but not who is only slow.
+        where = "microsandbox.supervisor._supervise.HEARTBEAT_"
+        soon = {f"{where}INTERVAL": 3.0, f"{where}DEADLINE": 15.0}
         environ = faults.environment(msb.home, tmp_path / "notes", settings=soon)
         command = [sys.executable, faults.__file__, "create", "-m", "128M", "busybox", "--name", "dev"]
         subprocess.run(command, env={**msb.environ, **environ}, stdin=subprocess.DEVNULL, check=True)

@@ -168,7 +168,7 @@ def test_processes_are_asked_with_the_signal_that_was_given(
         script = WAITS.format(signal="USR1")
         with msb.start("exec", "-e", "SIGNAL=USR1", dev, "--", "sh", "-c", script) as running:
             assert running.line() == b"up\n"
-            msb("stop", "-t", "60", dev, timeout=50).succeeded()
+            msb("stop", "-t", "10m", dev, timeout=300).succeeded()
         msb("start", dev).succeeded()
         assert msb("exec", dev, "--", "cat", "/told").succeeded().text == "USR1\n"
         msb("exec", dev, "--", "rm", "/told").succeeded()
@@ -220,10 +220,10 @@ def test_an_unnamed_one_in_the_background_is_gone_with_its_command(msb: Msb) -> 
     name = msb("run", "-d", "busybox", "--", "sh", "-c", "mkfifo /go; cat /go").succeeded().text.strip()
     assert name.startswith("run-")
     msb("exec", name, "--", "sh", "-c", "until [ -p /go ]; do :; done; echo now > /go")
-    msb.host.wait_empty(within=10)
+    msb.host.wait_empty(within=60)
     assert msb("ls", "-q").text == ""
     # However fast it is, and if there is none.
     msb("run", "-d", "busybox", "--", "true").succeeded()
-    msb.host.wait_empty(within=10)
+    msb.host.wait_empty(within=60)
     assert "nothing: not found" in msb("run", "-d", "busybox", "--", "nothing").failed(127)
     assert msb("ls", "-q").text == ""

@@ -215,7 +215,7 @@ def test_both_processes_of_a_sandbox_are_in_its_group(limited: Msb, host: Host, 
         running = host.sandbox()
         name = cgroup.PREFIX + running.id
         for process in (running.supervisor, running.vmm):
-            eventually(lambda p=process: _group_of(p) == name, within=10, what=f"{process} in {name}")  # type: ignore[misc]
+            eventually(lambda p=process: _group_of(p) == name, within=60, what=f"{process} in {name}")  # type: ignore[misc]
         (found,) = json.loads(limited("inspect", "dev").succeeded().out)
         (measured,) = json.loads(limited("metrics", "--format", "json").succeeded().out)
         assert found["host_limits"] == measured["host_limits"]
@@ -227,9 +227,9 @@ def test_both_processes_of_a_sandbox_are_in_its_group(limited: Msb, host: Host, 
         assert name not in _groups(place)
         # Killed: whoever looks removes it.
         limited("start", "dev").succeeded()
-        eventually(lambda: _group_of(host.sandbox().supervisor) == name, within=10, what="the group")
+        eventually(lambda: _group_of(host.sandbox().supervisor) == name, within=60, what="the group")
         host.sandbox().supervisor.kill()
-        eventually(lambda: not host.running(), within=10, what="the end of both")
+        eventually(lambda: not host.running(), within=60, what="the end of both")
         limited("ls").succeeded()
         assert name not in _groups(place)
     finally:

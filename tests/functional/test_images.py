@@ -98,7 +98,7 @@ def test_a_reader_that_leaves_ends_an_export_quietly(empty_msb: Msb, busybox_lay
         command.stdout.close()
         assert command.process.stderr is not None
         assert command.process.stderr.read() == b""
-        assert command.process.wait(timeout=20) != 0
+        assert command.process.wait(timeout=120) != 0
 
 
 CONFIG = ImageConfig(

@@ -47,7 +47,7 @@ def test_exec_has_the_same_contract_as_run(msb: Msb, dev: str) -> None:
     msb("exec", dev, "--", "no-such-command").failed(127)
     msb("exec", dev, "--", "/etc/passwd").failed(126)
     assert msb("exec", dev, "--", "sh", "-c", "kill -15 $$").code == 143
-    done = msb("exec", "--timeout", "1s", dev, "--", "sh", "-c", "echo part; sleep 600")
+    done = msb("exec", "--timeout", "5s", dev, "--", "sh", "-c", "echo part; sleep 600")
     done.failed(124, hint=False)
     assert done.out == b"part\n"
     assert msb("exec", dev).code == 2
@@ -105,7 +105,7 @@ def test_an_exec_that_is_killed_takes_the_sandbox_that_it_started_along(
         assert command.line() == b"up\n"
         supervisor = host.sandbox().supervisor
         command.process.kill()
-        supervisor.wait_gone(within=20)
+        supervisor.wait_gone(within=60)
     assert msb("exec", dev, "--", "echo", "again").succeeded().text == "again\n"
 
 
@@ -134,7 +134,7 @@ def test_what_is_written_survives_stop_and_start(msb: Msb, dev: str, host: Host,
 def test_a_sandbox_that_switches_itself_off_has_stopped(msb: Msb, dev: str, host: Host) -> None:
     running = host.sandbox()
     msb("exec", dev, "--", "sh", "-c", "echo kept > /root/note; reboot -f")
-    running.supervisor.wait_gone(within=20)
+    running.supervisor.wait_gone(within=60)
     running.vmm.wait_gone(within=0)
     assert msb("ls", "--running", "-q").succeeded().out == b""
     msb("start", dev).succeeded()
@@ -163,10 +163,13 @@ def test_a_clock_that_is_wrong_is_set_again(msb: Msb, dev: str) -> None:
     """As after a suspend of the host, in which the guest stands still."""
 
     def seconds_off() -> float:
-        return abs(int(msb("exec", dev, "--", "date", "+%s").succeeded().text) - time.time())
+        """How far it is from any moment since it was asked."""
+        before = time.time()
+        shown = int(msb("exec", dev, "--", "date", "+%s").succeeded().text)
+        return max(before - shown, shown - time.time())
 
     msb("exec", dev, "--", "date", "-s", "@1000000000").succeeded()
-    eventually(lambda: seconds_off() < 3, within=40, what="the clock is the host's")
+    eventually(lambda: seconds_off() < 3, within=120, what="the clock is the host's")
 
 
 def test_a_client_killed_in_the_middle_of_exec_takes_its_command_along(msb: Msb, dev: str) -> None:
@@ -176,7 +179,7 @@ def test_a_client_killed_in_the_middle_of_exec_takes_its_command_along(msb: Msb,
         command.process.kill()
     eventually(
         lambda: msb("exec", dev, "--", "pidof", "sleep").code == 1,
-        within=10,
+        within=60,
         what="the command's end in the guest",
     )
 

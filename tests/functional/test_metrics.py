@@ -93,14 +93,21 @@ def test_what_has_passed_the_network_card(msb: Msb) -> None:
 
 
 def test_a_busy_one_is_told_from_an_idle_one(msb: Msb, dev: str) -> None:
-    idle = _metrics(msb, "--interval", "1s")
+    # One that has just come up has something to do for a moment.
+    idle = eventually(lambda: _idle(msb), within=60, what="a sandbox that does nothing")
     with msb.start("exec", dev, "--", "sh", "-c", "echo up; while :; do :; done") as spinning:
         assert spinning.line() == b"up\n"
         busy = _metrics(msb, "--interval", "1s")
         # A part of a processor is had on the busiest machine.
-        assert busy["cpu_percent"] > 10 > idle["cpu_percent"]
+        assert busy["cpu_percent"] > 10
         assert (busy["guest"]["execs"], idle["guest"]["execs"]) == (1, 0)
         assert busy["guest"]["tasks"] == idle["guest"]["tasks"] + 1
+
+
+def _idle(msb: Msb) -> dict[str, Any] | None:
+    """What a sandbox uses in a second, if that is next to nothing."""
+    found = _metrics(msb, "--interval", "1s")
+    return found if found["cpu_percent"] < 10 else None
 
 
 def test_the_kernel_of_an_idle_guest_does_not_look_around(msb: Msb, dev: str) -> None:
@@ -133,10 +140,10 @@ def test_what_does_not_run_is_said_and_the_others_are_shown(msb: Msb, dev: str) 
 
 
 def test_watching_is_no_activity_and_touching_is(msb: Msb) -> None:
-    msb("create", "--idle-timeout", "3s", "--name", "dev", "busybox").succeeded()
+    msb("create", "--idle-timeout", "8s", "--name", "dev", "busybox").succeeded()
     try:
         begun = time.monotonic()
-        while time.monotonic() - begun < 4.5:
+        while time.monotonic() - begun < 10:
             assert msb("touch", "dev").succeeded().out == b"dev\n"
         # Goes on until the sandbox, which nobody touches any more, has been stopped.
         done = msb("metrics", "--watch", "--interval", "100ms", "--format", "json", "dev")
@@ -162,7 +169,7 @@ def test_top_in_tmux(msb: Msb, dev: str, tmp_path: Path) -> None:
         tmux.resize(40, 4)
         eventually(
             lambda: "1 running" in tmux.screen() and "UPTIME" not in tmux.screen(),
-            within=20, what="a picture of the new size",
+            within=60, what="a picture of the new size",
         )  # fmt: skip
         tmux.resize(80, 24)
         tmux.wait_for("UPTIME")

@@ -40,7 +40,7 @@ def server() -> Iterator[NameServer]:
 
 
 async def _told(sandbox: Sandbox, name: str) -> str:
-    return (await sandbox.exec("nslookup", [name], timeout=20)).stdout_text
+    return (await sandbox.exec("nslookup", [name], timeout=60)).stdout_text
 
 
 async def test_short_names_are_completed_as_on_the_host(home: Host, server: NameServer) -> None:
@@ -79,6 +79,6 @@ async def test_a_name_that_stands_for_itself_is_asked_for_when_it_is_used(
             assert "198.18.0.1" in await _told(sandbox, "good.example")
             assert "NXDOMAIN" in await _told(sandbox, "other.example")
             assert server.asked == []
-            found = await sandbox.exec("nc", ["-w", "10", "good.example", str(canary.port)], timeout=20)
+            found = await sandbox.exec("nc", ["-w", "10", "good.example", str(canary.port)], timeout=60)
             assert found.stdout_bytes == GREETING
             assert set(server.asked) == {"good.example"}

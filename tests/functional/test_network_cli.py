@@ -16,6 +16,7 @@ from microsandbox_net import features
 
 from tests.support.host import Host
 from tests.support.msb import Msb
+from tests.support.waiting import at_this_pace
 
 pytestmark = pytest.mark.vm
 
@@ -120,13 +121,13 @@ def test_n33_another_policy_cuts_what_runs_and_stays(dev: Msb, listener: Listene
         assert client.stdout.readline() == b"open\n"
         dev("net", "update", "dev", "--network-policy", "none").succeeded()
         told = monotonic()
-        peer.settimeout(10)
+        peer.settimeout(60)
         try:
             assert peer.recv(1) == b""
         except ConnectionResetError:
             pass  # that is an end, too
-        client.finish(timeout=10)
-        assert monotonic() - told < 1
+        client.finish(timeout=120)
+        assert monotonic() - told < at_this_pace(1)
     assert not connects(dev, HOST, port)
     assert json.loads(dev("net", "explain", "dev", f"{HOST}:{port}", "--json").text)["action"] == "deny"
     dev("restart", "dev").succeeded()

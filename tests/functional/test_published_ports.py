@@ -44,11 +44,13 @@ async def _listens(sandbox: Sandbox, program: str) -> None:
 
 
 def _exchange(address: str, port: int, data: bytes) -> bytes:
-    """What comes back until the guest's end, after all of `data` and an end."""
+    """What comes back until the guest's end, after all of `data` and an end; with no data there is no end."""
     received = b""
     with socket.create_connection((address, port), timeout=PATIENCE) as client:
-        client.sendall(data)
-        client.shutdown(socket.SHUT_WR)
+        # On a connection that has been reset already there would be nothing to end.
+        if data:
+            client.sendall(data)
+            client.shutdown(socket.SHUT_WR)
         while piece := client.recv(1 << 16):
             received += piece
     return received

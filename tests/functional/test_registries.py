@@ -31,6 +31,7 @@ from tests.support.registries import PASSWORD, USER, DockerRegistry, serving, sk
 from tests.support.registry_server import Answer, Seen
 from tests.support.registry_server import serving as faulty_registry
 from tests.support.tmux import Tmux
+from tests.support.waiting import eventually
 
 ROUNDS = int(os.environ.get("MSB_TEST_ROUNDS", "10"))
 SEED = int(os.environ.get("MSB_TEST_SEED", "1")) or random.randrange(1 << 32)
@@ -192,10 +193,15 @@ def test_a_terminal_shows_a_bar_for_each_layer(empty_msb: Msb, layout: Path, tmp
         command: list[str | Path] = [PROGRAM, "pull", f"{registry.domain}/x:1"]
         with Tmux(tmp_path / "tmux", command, {**os.environ, **empty_msb.environ}) as terminal:
             try:
-                # Of five layers two are small.
-                shown = terminal.wait_for(f"{registry.domain}/x:1: 2 of 5 layers, ")
+                # Of five layers two are small. The others have bars as soon as something of them is there.
+                terminal.wait_for(f"{registry.domain}/x:1: 2 of 5 layers, ")
                 bar = r"^[0-9a-f]{12} \[=* *\] [0-9.]+ [KM]?i?B of [0-9.]+ [KM]iB$"
-                assert len(re.findall(bar, shown, re.MULTILINE)) == 3, shown
+                eventually(
+                    lambda: len(re.findall(bar, terminal.screen(), re.MULTILINE)) == 3,
+                    within=60,
+                    what="three bars",
+                )
+                assert f"{registry.domain}/x:1: 2 of 5 layers, " in terminal.screen()
             finally:
                 go_on.set()
             shown = terminal.wait_for(manifest["digest"][:40])
@@ -316,7 +322,7 @@ def test_pulls_that_are_killed_leave_nothing_wrong(empty_msb: Msb, registry: Doc
             process.communicate(timeout=chance.uniform(0.1, 1) * whole)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
-            process.communicate(timeout=20)
+            process.communicate(timeout=120)
             killed += 1
         empty_msb("image", "verify").succeeded()
         empty_msb("pull", "-q", name).succeeded()

@@ -39,6 +39,7 @@ from microsandbox import (
 from tests.support.host import Host
 from tests.support.msb import Msb
 from tests.support.process import Process
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.vm, pytest.mark.asyncio]
 
@@ -135,7 +136,7 @@ async def test_what_cannot_be_run_says_why(sandbox: Sandbox) -> None:
 
 async def test_a_time_limit_raises_with_the_output_so_far(sandbox: Sandbox) -> None:
     with pytest.raises(ExecTimeout) as caught:
-        await sandbox.exec("sh", ["-c", "echo part; echo of it >&2; sleep 600"], timeout="1s")
+        await sandbox.exec("sh", ["-c", "echo part; echo of it >&2; sleep 600"], timeout="5s")
     output = caught.value.output
     assert (output.stdout_text, output.stderr_text, output.timed_out) == ("part\n", "of it\n", True)
 
@@ -201,7 +202,13 @@ async def test_a_command_at_a_terminal(sandbox: Sandbox) -> None:
     handle = await sandbox.exec_stream("sh", ["-c", script], stdin=Stdin.pipe(), tty=Terminal(10, 20, "dumb"))
     events = aiter(handle)
     assert (await anext(events)).kind == "started"
-    assert await anext(events) == ExecStdout(b"10 20\r\n")
+    # A terminal may pass on the end of a line by itself.
+    shown = b""
+    while not shown.endswith(b"\n"):
+        event = await anext(events)
+        assert isinstance(event, ExecStdout)
+        shown += event.data
+    assert shown == b"10 20\r\n"
     for rows, cols in ((0, 80), (24, 65_536)):
         with pytest.raises(ValueError, match="is not 1 to 65535"):
             handle.resize(rows, cols)
@@ -256,7 +263,7 @@ async def test_the_supervisor_killed_in_the_middle_of_exec(home: Host) -> None:
         running.supervisor.kill()
         with pytest.raises((OutcomeUnknown, NotRunning)):
             await waiting
-        running.vmm.wait_gone(within=2)
+        running.vmm.wait_gone(within=60)
     assert home.leftovers() == []
     assert home.rows() == []
 
@@ -286,7 +293,7 @@ async def test_stops_at_once_all_wait_for_the_same_end(home: Host) -> None:
     handle = await sandbox.exec_stream("sh", ["-c", script])
     assert [await handle.recv(), await handle.recv()] == [ExecStarted(handle.pid), ExecStdout(b"up\n")]
     another = await SandboxHandle.get("dev")
-    await asyncio.gather(sandbox.stop(20), sandbox.stop(15), another.stop(10), another.stop(5))
+    await asyncio.gather(sandbox.stop(120), sandbox.stop(110), another.stop(100), another.stop(90))
     end = (await another.inspect()).end
     assert end == End(Cause.REQUESTED, "it was asked to stop", 0)
     async with await another.start(detached=False) as again:
@@ -328,11 +335,16 @@ async def test_300_commands_at_once(sandbox: Sandbox, home: Host) -> None:
     # A07: all return 0; no zombie in the guest, no descriptor left on the host
     running = home.sandbox()
     await sandbox.exec("true")
-    before = [len(process.descriptors) for process in (running.supervisor, running.vmm, Process(os.getpid()))]
+    gc.collect()  # what earlier tests have left to it
+    processes = (running.supervisor, running.vmm, Process(os.getpid()))
+    before = [len(process.descriptors) for process in processes]
     outputs = await asyncio.gather(*(sandbox.exec("true") for _ in range(300)))
     assert {output.exit_code for output in outputs} == {0}
-    after = [len(process.descriptors) for process in (running.supervisor, running.vmm, Process(os.getpid()))]
-    assert after == before
+    eventually(
+        lambda: [len(process.descriptors) for process in processes] == before,
+        within=60,
+        what=f"{before} descriptors again",
+    )
     assert (await sandbox.shell("grep -l '^State:.Z' /proc/[0-9]*/status")).stdout_text == ""
     assert (await sandbox.shell("ls -d /sys/fs/cgroup/msb/exec-* | wc -l")).stdout_text.strip() in ("1", "2")
 
@@ -342,7 +354,7 @@ async def test_a_daemon_that_keeps_the_output_does_not_keep_the_caller(sandbox: 
     began = time.monotonic()
     output = await sandbox.shell("(sleep 4321 &) ; echo started")
     assert (output.stdout_text, output.exit_code) == ("started\n", 0)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 600, "not that of its sleep"
     assert (await sandbox.exec("pidof", ["sleep"])).success, "it goes on: it is a daemon"
 
 
@@ -350,9 +362,9 @@ async def test_at_the_time_limit_the_whole_group_dies(sandbox: Sandbox) -> None:
     # A09: a group that ignores SIGTERM, with grandchildren
     script = "trap '' TERM; (trap '' TERM; sleep 4321 & sleep 4321) & echo part; sleep 4321"
     with pytest.raises(ExecTimeout) as caught:
-        await sandbox.exec("sh", ["-c", script], timeout=1)
+        await sandbox.exec("sh", ["-c", script], timeout=5)
     assert caught.value.output.stdout_text == "part\n"
-    assert caught.value.output.duration < 10
+    assert caught.value.output.duration < 600, "not that of its sleeps"
     assert not (await sandbox.exec("pidof", ["sleep"])).success
 
 

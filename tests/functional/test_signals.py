@@ -42,7 +42,7 @@ POINTS: dict[str, Callable[[Host], object]] = {
 def test_ctrl_c_while_it_starts(msb: Msb, host: Host, point: str) -> None:
     # Cold: a start from a template has come past these points before they can be seen.
     with Terminal(RUN, {**msb.environ, "MSB_COLD": "1"}) as terminal:
-        eventually(lambda: POINTS[point](host), within=30, what=point)
+        eventually(lambda: POINTS[point](host), within=60, what=point)
         terminal.type(b"\x03")
         done = terminal.finish()
         assert (done.code, b"Traceback" in done.out) == (130, False), done.out
@@ -69,7 +69,7 @@ def test_a_signal_ends_the_run_and_the_sandbox(msb: Msb, host: Host, number: int
     with msb.start(*RUN[1:]) as command:
         assert command.line() == b"up\n"
         command.process.send_signal(number)
-        done = command.finish(timeout=20)
+        done = command.finish(timeout=120)
     assert (done.code, done.err) == (code, b"")
     assert host.leftovers() == []
     assert host.rows() == []
@@ -79,7 +79,7 @@ def test_a_signal_is_heard_while_nobody_reads_the_output(msb: Msb, host: Host) -
     with msb.start("run", "busybox", "--", "yes") as command:
         assert command.line() == b"y\n"
         command.process.send_signal(signal.SIGINT)
-        assert command.process.wait(timeout=20) == 130
+        assert command.process.wait(timeout=120) == 130
     assert host.leftovers() == []
 
 
@@ -93,7 +93,7 @@ def test_ctrl_c_of_exec_ends_its_command_and_not_the_sandbox(msb: Msb) -> None:
             assert terminal.finish().code == 130
         eventually(
             lambda: msb("exec", "dev", "--", "pidof", "sleep").code == 1,
-            within=10,
+            within=60,
             what="the command's end in the guest",
         )
     finally:
@@ -113,9 +113,9 @@ def test_ctrl_c_of_a_load_leaves_the_cache_as_it_was(empty_msb: Msb, busybox_lay
     # Standard input is the archive: it does not end, so that the load is certainly under way.
     with empty_msb.start("load", "-t", "never") as command:
         command.stdin.write(b"\0" * 4096)
-        eventually(lambda: empty_msb.home.exists(), within=30, what="the store's directory")
+        eventually(lambda: empty_msb.home.exists(), within=60, what="the store's directory")
         command.process.send_signal(signal.SIGINT)
-        done = command.finish(timeout=20)
+        done = command.finish(timeout=120)
     assert (done.code, b"Traceback" in done.err) == (130, False), done
     assert empty_msb("images", "-q").succeeded().out == b""
     assert [path for path in empty_msb.host.tree("cache") if "tmp/" in path] == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import threading
 from pathlib import Path
 
@@ -94,10 +95,12 @@ def test_prune_removes_what_a_crash_left(fresh: Msb) -> None:
         fresh.run("true").succeeded()
     with fresh.start("run", "busybox", "--", "sleep", "600") as command:
         sandbox = fresh.host.sandbox()
+        # Stopped first: it may not get to clean up after the other's end.
+        command.host_process.kill(signal.SIGSTOP)
         sandbox.supervisor.kill()
-        sandbox.supervisor.wait_gone(within=10)
+        sandbox.supervisor.wait_gone(within=60)
         command.host_process.kill()
-    sandbox.vmm.wait_gone(within=10)
+    sandbox.vmm.wait_gone(within=60)
     assert fresh.host.directories() == [sandbox.id]
     assert _usage(fresh)["leftovers"]["count"] == 1
     (removed,) = json.loads(fresh("prune", "--format", "json").succeeded().out)["removed"]

@@ -74,6 +74,7 @@ def test_twenty_processes_on_three_names(msb: Msb, host: Host, names: tuple[str,
                     assert done.code in (1, 125), (arguments, done)
                     assert any(told in done.complaint for told in TOLD), (arguments, done)
                     assert "Traceback" not in done.complaint
+        eventually(lambda: settled(msb), within=60, what="supervisors without creators have gone")
         assert_listing_is_true(msb, host)
 
 
@@ -100,7 +101,7 @@ def test_kill_at_any_moment_of_a_verb(msb: Msb, host: Host, verb: tuple[str, ...
                 done = command.finish(b"", timeout=60)
                 assert done.code in (0, 1, 125), done
                 assert "Traceback" not in done.complaint, done
-        eventually(lambda: settled(msb), within=15, what="supervisors without creators have gone")
+        eventually(lambda: settled(msb), within=60, what="supervisors without creators have gone")
         assert_listing_is_true(msb, host)
         # Whatever the moment was, the sandbox is whole or gone.
         if host.rows():

@@ -258,13 +258,13 @@ def test_killing_the_maker_leaves_nothing_that_is_trusted(own_msb: Msb, delay: f
     # L03
     directory = own_msb.home / "cache" / "templates"
     with own_msb.start("run", "-q", "busybox", "--", "sleep", "60") as command:
-        eventually(own_msb.host.processes, within=30, what="a supervisor")
+        eventually(own_msb.host.processes, within=60, what="a supervisor")
         # Some moment of making it: nothing is waited for, the kill is meant to fall anywhere.
         time.sleep(delay)
         for process in own_msb.host.processes():
             process.kill(signal.SIGKILL)
         command.process.kill()
-    eventually(lambda: not own_msb.host.processes(), within=10, what="no process")
+    eventually(lambda: not own_msb.host.processes(), within=60, what="no process")
     # None if it was being made; if it was there already, the next start makes that of the image.
     before = _templates(own_msb)
     assert own_msb.run("echo", "up").succeeded().text == "up\n"

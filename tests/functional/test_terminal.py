@@ -288,7 +288,7 @@ def test_a_command_ends_with_the_terminal_it_is_at(msb: Msb, dev: str) -> None:
         terminal.process.kill(signal.SIGKILL)
         terminal.finish()
     eventually(
-        lambda: msb("exec", dev, "--", "pidof", "sleep").code == 1, within=10, what="the command's end"
+        lambda: msb("exec", dev, "--", "pidof", "sleep").code == 1, within=60, what="the command's end"
     )
 
 
@@ -314,7 +314,7 @@ def test_detach_keys_leave_the_command_running(msb: Msb) -> None:
     assert msb("exec", "dev", "--", "cat", "/root/x").succeeded().out == b"got a\x10b\n"
     # It writes and writes, nobody reads, and it comes to its end.
     msb("exec", "dev", "--", "touch", "/root/go").succeeded()
-    eventually(lambda: msb("exec", "dev", "--", "cat", "/root/y").code == 0, within=20, what="its last line")
+    eventually(lambda: msb("exec", "dev", "--", "cat", "/root/y").code == 0, within=60, what="its last line")
 
 
 @pytest.mark.usefixtures("dev")

@@ -90,7 +90,7 @@ def test_who_waits_for_one_that_leaves_nothing_hears_of_its_command_or_that_it_i
         for each in (waiting, of_two):
             eventually(
                 lambda each=each: _asks_the_agent(each.host_process.descriptors.values()),  # type: ignore[misc]
-                within=30,
+                within=60,
                 what="the wait for the supervisor",
             )
         # They are connected; that their questions have been heard as well shows nowhere. A process begins,
@@ -205,7 +205,7 @@ def test_wait_blocks_until_it_has_stopped_and_says_why(msb: Msb, dev: str, host:
                     "anon_inode:[pidfd]"  # type: ignore[misc]
                     in waiting.host_process.descriptors.values()
                 ),
-                within=30,
+                within=60,
                 what="the wait for the supervisor",
             )
             msb(*verb).succeeded()
@@ -242,13 +242,13 @@ def test_who_stops_what_is_being_stopped_waits_for_the_same_end(msb: Msb, dev: s
         assert workload.line() == b"up\n"
         with msb.start("stop", "-t", "30", dev) as first, msb.start("stop", "-t", "20", dev) as second:
             eventually(
-                lambda: _inspect(msb, dev)["status"] == "stopping", within=20, what="the first of them"
+                lambda: _inspect(msb, dev)["status"] == "stopping", within=60, what="the first of them"
             )
             eventually(
                 lambda: all(
                     "anon_inode:[pidfd]" in stop.host_process.descriptors.values() for stop in (first, second)
                 ),
-                within=20,
+                within=60,
                 what="both to have found the supervisor",
             )
             workload.finish(b"written\n")
@@ -266,7 +266,7 @@ def test_who_stops_what_is_being_stopped_waits_for_the_same_end(msb: Msb, dev: s
 def test_a_guest_that_switches_itself_off_has_not_crashed(msb: Msb, dev: str, host: Host) -> None:
     running = host.sandbox()
     msb("exec", dev, "--", "sh", "-c", "reboot -f")
-    running.supervisor.wait_gone(within=20)
+    running.supervisor.wait_gone(within=60)
     found = _inspect(msb, dev)
     assert (found["status"], found["end"]["cause"]) == ("stopped", "guest")
 
@@ -275,8 +275,8 @@ def test_a_guest_that_switches_itself_off_has_not_crashed(msb: Msb, dev: str, ho
 def test_what_dies_without_a_word_has_crashed(msb: Msb, dev: str, host: Host, victim: str) -> None:
     running = host.sandbox()
     getattr(running, victim).kill()
-    running.supervisor.wait_gone(within=10)
-    running.vmm.wait_gone(within=10)
+    running.supervisor.wait_gone(within=60)
+    running.vmm.wait_gone(within=60)
     found = _inspect(msb, dev)
     cause = {"supervisor": "supervisor_died", "vmm": "vmm_died"}[victim]
     assert (found["status"], found["end"]["cause"]) == ("crashed", cause)
@@ -336,7 +336,7 @@ def test_what_cannot_be_made_replaces_nothing(msb: Msb, dev: str, host: Host) ->
 def test_who_is_replaced_while_starting_is_told(msb: Msb, dev: str, host: Host) -> None:
     with msb.start("create", "--cold", "busybox", "--name", dev, "--replace") as first:
         before = host.directories()
-        eventually(lambda: host.running() and host.directories() != before, within=30, what="the new VMM")
+        eventually(lambda: host.running() and host.directories() != before, within=60, what="the new VMM")
         msb("create", "busybox", "--name", dev, "--replace").succeeded()
         assert "was replaced" in first.finish().failed(125, hint=False)
     assert len(host.running()) == 1

@@ -88,7 +88,7 @@ def test_a_client_that_says_nothing_is_nobodys_trouble(session: tuple[Running, R
     assert honest.line() == b"again\n"
     eventually(
         lambda: len(sandbox.supervisor.descriptors) == before,
-        within=10,
+        within=60,
         what="the closed clients' descriptors gone",
     )
 
@@ -104,7 +104,7 @@ def test_what_is_the_owners_is_refused(session: tuple[Running, RunningSandbox], 
 
 def _connected(sandbox: RunningSandbox) -> socket.socket:
     connection = connect_unix(sandbox.directory / "agent.sock")
-    connection.settimeout(10)
+    connection.settimeout(60)
     return connection
 
 
@@ -115,8 +115,18 @@ def _greet(connection: socket.socket) -> None:
 
 def _next_frame(connection: socket.socket) -> bytes:
     """The payload of the next frame."""
-    header = connection.recv(_HEADER.size, socket.MSG_WAITALL)
-    return connection.recv(_HEADER.unpack(header)[0], socket.MSG_WAITALL)
+    header = _exactly(connection, _HEADER.size)
+    return _exactly(connection, _HEADER.unpack(header)[0])
+
+
+def _exactly(connection: socket.socket, count: int) -> bytes:
+    """So many bytes, in as many pieces as they come: with a timeout MSG_WAITALL waits for nothing."""
+    data = b""
+    while len(data) < count:
+        piece = connection.recv(count - len(data))
+        assert piece, "the supervisor closed the connection"
+        data += piece
+    return data
 
 
 def _read_to_the_end(connection: socket.socket) -> bytes:

@@ -80,14 +80,14 @@ def test_files_without_an_end_and_devices(box: Msb, tmp_path: Path) -> None:
         " echo x >f; (while [ ! -e /stop ]; do echo more; done >grows) 2>/dev/null </dev/null &"
         " while [ ! -s /out/grows ]; do :; done",
     )
-    done = box("cp", "box:/out", tmp_path / "dst", timeout=100).succeeded()
+    done = box("cp", "box:/out", tmp_path / "dst").succeeded()
     shell(box, "touch /stop")
     assert below(tmp_path / "dst") == ["f", "grows"]
     assert all(name in done.complaint for name in ("null", "disk", "fifo", "zero"))
     for path in ("/out/zero", "/out/fifo"):
         box("cp", f"box:{path}", tmp_path / "x").failed(1)
     for path in ("/proc/kmsg", "/proc/version"):  # the first would wait, the second claims to be empty
-        box("cp", f"box:{path}", tmp_path / "proc", timeout=30).succeeded()
+        box("cp", f"box:{path}", tmp_path / "proc").succeeded()
     assert (tmp_path / "proc").read_text().startswith("Linux")
 
 

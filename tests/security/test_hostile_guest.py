@@ -32,7 +32,7 @@ async def sandbox(home: Host) -> AsyncIterator[Sandbox]:
 
 
 async def _assert_serves(sandbox: Sandbox) -> None:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(300):
         assert await sandbox.ping() < 30
         assert (await sandbox.exec("echo", ["still here"])).stdout_text == "still here\n"
 
@@ -88,7 +88,7 @@ async def test_a_full_tmp_and_a_full_memory_file_system_end_in_errors(sandbox: S
 async def test_a_fork_bomb_leaves_the_agent(sandbox: Sandbox) -> None:
     # A16. Its time is over long before the memory is.
     bomb = await sandbox.exec_stream("sh", ["-c", "bomb() { bomb | bomb & }; bomb; sleep 600"], timeout=1)
-    async with asyncio.timeout(120):
+    async with asyncio.timeout(300):
         assert await sandbox.ping() < 60
         end = await bomb.wait()
     assert end.timed_out
@@ -99,7 +99,7 @@ async def test_a_fork_bomb_leaves_the_agent(sandbox: Sandbox) -> None:
 
 async def test_a_program_killed_for_memory_takes_along_what_it_started(sandbox: Sandbox) -> None:
     # The last of a line without an end has to be kept in memory.
-    async with asyncio.timeout(120):
+    async with asyncio.timeout(300):
         output = await sandbox.exec("sh", ["-c", "sleep 600 & exec tail /dev/zero"])
     assert (output.oom_killed, output.signal) == (True, 9)
     left = await sandbox.shell("ps | grep -c '[s]leep 600'")
@@ -130,10 +130,10 @@ async def test_agents_memory_and_state_are_out_of_reach(sandbox: Sandbox) -> Non
 async def test_a_machine_that_goes_away_is_noticed_and_leaves_nothing(home: Host, deed: str) -> None:
     async with await Sandbox.create(image="busybox", memory="128M") as sandbox:
         running = home.sandbox()
-        async with asyncio.timeout(HEARTBEAT_INTERVAL + HEARTBEAT_DEADLINE + 20):
+        async with asyncio.timeout(HEARTBEAT_INTERVAL + HEARTBEAT_DEADLINE + 60):
             with pytest.raises((OutcomeUnknown, NotRunning)):
                 await sandbox.shell(deed)
-        running.supervisor.wait_gone(within=10)
+        running.supervisor.wait_gone(within=60)
         running.vmm.wait_gone(within=0.1)
         with pytest.raises(NotRunning):
             await sandbox.exec("true")

@@ -64,7 +64,7 @@ async def test_it_is_refused_at_once_and_nobody_hears_of_it(
         shown = await sandbox.shell("sed -n 's/nameserver //p' /etc/resolv.conf")
         target = shown.stdout_text.strip()
     before = canary.connections
-    found = await sandbox.exec("nc", ["-w", "10", target, str(canary.port)], timeout=20)
+    found = await sandbox.exec("nc", ["-w", "10", target, str(canary.port)], timeout=60)
     assert not found.success
     assert found.stdout_bytes == b""
     assert "timed out" not in found.stderr_text
@@ -73,6 +73,6 @@ async def test_it_is_refused_at_once_and_nobody_hears_of_it(
 
 
 async def test_the_whole_of_127_is_the_guests_own(sandbox: Sandbox, canary: Listener) -> None:
-    found = await sandbox.exec("nc", ["-w", "10", "127.0.0.1", str(canary.port)], timeout=20)
+    found = await sandbox.exec("nc", ["-w", "10", "127.0.0.1", str(canary.port)], timeout=60)
     assert "refused" in found.stderr_text
     assert canary.connections == 0

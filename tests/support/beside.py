@@ -48,7 +48,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         directory = config.stash[DIRECTORY]
         for process in _processes_of(directory):
             process.kill()
-            process.wait_gone(within=10)
+            process.wait_gone(within=60)
         for line in Path("/proc/self/mounts").read_text().splitlines():
             if line.split()[1].startswith(f"{directory}/"):
                 subprocess.run(["umount", line.split()[1]], check=False)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
+import stat
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +61,7 @@ class Host:
                     found.append(RunningSandbox(identifier, directory, supervisor, child))
         return found
 
-    def sandbox(self, *, within: float = 30) -> RunningSandbox:
+    def sandbox(self, *, within: float = 60) -> RunningSandbox:
         """The one sandbox that runs, waiting for its VMM to be there."""
         (found,) = eventually(self.running, within=within, what="a running sandbox")
         return found
@@ -89,7 +91,7 @@ class Host:
         Without the database's log and index: who opens it last decides whether they stay, and looking
         at rows opens it.
         """
-        found = (path.relative_to(self.home) for path in (self.home / below).rglob("*"))
+        found = (path.relative_to(self.home) for path in _everything(self.home / below))
         return sorted(str(path) for path in found if not path.name.startswith("state.db-"))
 
     def digests(self, below: str) -> dict[str, str]:
@@ -118,11 +120,14 @@ class Host:
             fields = line.split()
             if "->" not in fields:
                 held.add(int(fields[5].split(":")[2]))
-        found = {
-            str(path): (status.st_dev, status.st_ino)
-            for path in self.home.rglob("*")
-            if not path.is_symlink() and (status := path.lstat()).st_ino in held
-        }
+        found = {}
+        for path in _everything(self.home):
+            try:
+                status = path.lstat()
+            except OSError:
+                continue  # removed since it was listed
+            if status.st_ino in held and not stat.S_ISLNK(status.st_mode):
+                found[str(path)] = (status.st_dev, status.st_ino)
         if not found:
             return []
         # Another file system has files of the same numbers, and what the kernel calls its device may not be
@@ -147,12 +152,19 @@ class Host:
             *(f"lock {path}" for path in self.locks()),
         ]
 
-    def wait_empty(self, *, within: float = 2.0) -> None:
-        """Wait until nothing of any sandbox is left. The promise after a crash is two seconds."""
+    def wait_empty(self, *, within: float = 60.0) -> None:
+        """Wait until nothing of any sandbox is left. How soon that has to be is for `test_crash.py`."""
         eventually(lambda: not self.leftovers(), within=within, what=f"gone: {self.leftovers()}")
 
     def _is_below(self, path: str) -> bool:
         return path.startswith(f"{self.home}/")
+
+
+def _everything(below: Path) -> Iterator[Path]:
+    """Every path below a directory, in which others may remove some meanwhile: rglob() fails of that."""
+    for directory, directories, files in os.walk(below):
+        for name in (*directories, *files):
+            yield Path(directory, name)
 
 
 def _digest(path: Path) -> str:

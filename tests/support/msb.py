@@ -175,7 +175,7 @@ class Msb:
         """End and remove every sandbox of this home, by force: after a test that failed."""
         for process in self.host.processes():
             process.kill(signal.SIGKILL)
-            process.wait_gone(within=10)
+            process.wait_gone(within=60)
         for name in self("ls", "-q").text.split():
             self("rm", "--force", name)
 

@@ -86,5 +86,5 @@ def nobody_at(run_directory: Path, settings: dict[str, str], umask: int = 0o022)
     finally:
         for process in user.host.processes():
             process.kill()
-            process.wait_gone(within=10)
+            process.wait_gone(within=60)
         shutil.rmtree(directory)

@@ -67,11 +67,11 @@ def serving(directory: Path, *, private: bool = False) -> Iterator[DockerRegistr
             ["docker-registry", "serve", configuration], stdout=log, stderr=subprocess.STDOUT
         )
     try:
-        eventually(lambda: _answers(port), within=20, what="the registry accepts connections")
+        eventually(lambda: _answers(port), within=60, what="the registry accepts connections")
         yield DockerRegistry(f"127.0.0.1:{port}", ca)
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)
 
 
 def _answers(port: int) -> bool:

@@ -65,7 +65,7 @@ class Terminal:
         """Drag the window's corner."""
         termios.tcsetwinsize(self._theirs, (rows, cols))
 
-    def finish(self, *, within: float = 30) -> Done:
+    def finish(self, *, within: float = 60) -> Done:
         """Wait for the program's end."""
         code = self._child.wait(within)
         shown = self._read

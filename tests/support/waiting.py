@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import select
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -10,6 +12,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 _INTERVAL = 0.01
+_PYTHON = 0.04  # seconds that an interpreter needs where nobody else wants the processors
 
 
 def eventually(look: Callable[[], T], *, within: float, what: str) -> T:
@@ -23,6 +26,14 @@ def eventually(look: Callable[[], T], *, within: float, what: str) -> T:
             raise AssertionError(f"not within {within} s: {what} (last seen: {found!r})")
         time.sleep(_INTERVAL)
     return found
+
+
+def at_this_pace(seconds: float) -> float:
+    """A promise in seconds of a machine with time for it, in those that this one needs now: as many times
+    more as a Python needs to come up and go. What takes long for another reason has no excuse in it."""
+    begun = time.monotonic()
+    subprocess.run([sys.executable, "-I", "-c", "pass"], check=True)
+    return seconds * max(1.0, (time.monotonic() - begun) / _PYTHON)
 
 
 def readable(descriptor: int, *, within: float, what: str) -> None:
