@@ -16,6 +16,7 @@ from microsandbox_net import features
 
 from tests.support.host import Host
 from tests.support.msb import Msb
+from tests.support.network import free_port
 from tests.support.waiting import at_this_pace
 
 pytestmark = pytest.mark.vm
@@ -191,8 +192,7 @@ def test_what_cannot_be_starts_nothing(msb: Msb) -> None:
 
 @pytest.mark.skipif("ports" not in features(), reason="this build of microsandbox-net has no ports")
 def test_a_forks_ports_are_not_its_sources(msb: Msb) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        number = found.getsockname()[1]
+    number = free_port()
     msb("create", "busybox", "-n", "dev", "-p", f"{number}:80", "--net-rule", "deny@public").succeeded()
     try:
         assert f"127.0.0.1:{number}->80/tcp" in msb("ps").text

@@ -12,7 +12,7 @@ from microsandbox._config import NetworkConfig
 
 from tests.support.host import Host
 from tests.support.msb import Msb
-from tests.support.network import started
+from tests.support.network import free_port, started
 
 pytestmark = [pytest.mark.vm, pytest.mark.asyncio]
 
@@ -25,13 +25,6 @@ def home(msb: Msb, settings: dict[str, str], monkeypatch: pytest.MonkeyPatch) ->
     for name, value in {"MSB_HOME": str(msb.home), **settings}.items():
         monkeypatch.setenv(name, value)
     return msb.host
-
-
-def _free(address: str = "127.0.0.1") -> int:
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.create_server((address, 0), family=family) as taken:
-        port: int = taken.getsockname()[1]
-    return port
 
 
 async def _listens(sandbox: Sandbox, program: str) -> None:
@@ -58,7 +51,7 @@ def _exchange(address: str, port: int, data: bytes) -> bytes:
 
 async def test_a_published_port_leads_to_the_guest_and_ends_pass_both_ways(home: Host) -> None:
     address = "127.0.0.1"
-    port = _free()
+    port = free_port()
     async with await started(home.home, NetworkConfig(ports=(("tcp", address, port, 80),))) as sandbox:
         # The guest counts until the client's end, and then still has something to say.
         await _listens(sandbox, "wc -c; echo done")
@@ -69,7 +62,7 @@ async def test_a_published_port_leads_to_the_guest_and_ends_pass_both_ways(home:
 
 
 async def test_n32_a_peer_that_the_rules_deny_is_reset(home: Host) -> None:
-    port = _free()
+    port = free_port()
     config = NetworkConfig(ports=(("tcp", "127.0.0.1", port, 80),), rules=("deny:ingress@host",))
     async with await started(home.home, config) as sandbox:
         await _listens(sandbox, "echo reached")
@@ -80,7 +73,7 @@ async def test_n32_a_peer_that_the_rules_deny_is_reset(home: Host) -> None:
 
 
 async def test_n32_the_second_sandbox_with_a_port_fails_and_says_which(home: Host) -> None:
-    port = _free()
+    port = free_port()
     config = NetworkConfig(ports=(("tcp", "127.0.0.1", port, 80),))
     async with await started(home.home, config):
         with pytest.raises(StartError) as caught:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import os
+import random
 import re
 import socket
 import threading
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -58,6 +60,17 @@ class Listener:
         self._socket.shutdown(socket.SHUT_RDWR)
         self._thread.join(5)
         self._socket.close()
+
+
+def free_port(address: str = "127.0.0.1") -> int:
+    """A port of TCP that nobody has, and that nobody gets by chance: the kernel hands out others, to other tests
+    as well."""
+    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    while True:
+        port = random.randrange(min(20_000, first // 2), first)
+        with suppress(OSError), socket.create_server((address, port), family=family):
+            return port
 
 
 def host_address() -> str | None:

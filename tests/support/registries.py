@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.support.network import free_port
 from tests.support.waiting import eventually
 
 USER, PASSWORD = "tester", "a pass:word"
@@ -42,9 +43,7 @@ def skopeo(*arguments: str) -> str:
 @contextmanager
 def serving(directory: Path, *, private: bool = False) -> Iterator[DockerRegistry]:
     """Run a registry that keeps its data in ``directory`` for the block."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     ca = _certificate(directory) if private else None
     settings = [
         "version: 0.1",
