@@ -63,8 +63,7 @@ class Listener:
 
 
 def free_port(address: str = "127.0.0.1") -> int:
-    """A port of TCP that nobody has, and that nobody gets by chance: the kernel hands out others, to other tests
-    as well."""
+    """A port of TCP that nobody has, and nobody gets by chance: the kernel hands out others."""
     first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     while True:
