@@ -95,6 +95,7 @@ def test_what_has_passed_the_network_card(msb: Msb) -> None:
 def test_a_busy_one_is_told_from_an_idle_one(msb: Msb, dev: str) -> None:
     # One that has just come up has something to do for a moment.
     idle = eventually(lambda: _idle(msb), within=60, what="a sandbox that does nothing")
+    assert idle is not None
     with msb.start("exec", dev, "--", "sh", "-c", "echo up; while :; do :; done") as spinning:
         assert spinning.line() == b"up\n"
         busy = _metrics(msb, "--interval", "1s")
