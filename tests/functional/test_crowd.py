@@ -66,7 +66,8 @@ async def test_a_thousand_commands_at_once(
         before = [len(process.descriptors) for process in processes]
         outputs = await asyncio.gather(*(sandbox.exec("true") for _ in range(1000)))
         assert {output.exit_code for output in outputs} == {0}
-        eventually(
+        await asyncio.to_thread(
+            eventually,
             lambda: [len(process.descriptors) for process in processes] == before,
             within=60,
             what=f"{before} descriptors again",

@@ -340,7 +340,8 @@ async def test_300_commands_at_once(sandbox: Sandbox, home: Host) -> None:
     before = [len(process.descriptors) for process in processes]
     outputs = await asyncio.gather(*(sandbox.exec("true") for _ in range(300)))
     assert {output.exit_code for output in outputs} == {0}
-    eventually(
+    await asyncio.to_thread(
+        eventually,
         lambda: [len(process.descriptors) for process in processes] == before,
         within=60,
         what=f"{before} descriptors again",
