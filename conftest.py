@@ -1,3 +1,10 @@
 """What every run of tests has, whichever tests they are."""
 
+from hypothesis import HealthCheck, settings
+
 pytest_plugins = ["tests.support.beside"]
+
+# How long an example takes is what the other processes of this machine leave of it, and says nothing of what
+# is tested: by default one of 200 ms fails its test, and so does drawing examples slowly.
+settings.register_profile("beside", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("beside")

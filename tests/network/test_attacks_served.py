@@ -21,6 +21,7 @@ from tests.support.internet_servers import AAAA, ECHO, HTTP
 from tests.support.linux_guest import LinuxGuest
 from tests.support.msb import Msb
 from tests.support.network import break_link, write_no_frame
+from tests.support.waiting import at_this_pace
 
 OPEN, OWN, CLOSED = 8080, 8081, 8082
 HELLO = b"\0hello\n"
@@ -182,7 +183,7 @@ def n33_a_narrower_policy_of_a_namespace(guest: Attacker, linux: LinuxGuest) -> 
         for end in (client, peer, arrived):
             with pytest.raises(ConnectionResetError):
                 end.recv(1)
-        assert monotonic() - begun < 1
+        assert monotonic() - begun < at_this_pace(1)
     left(guest)
     assert set(guest.send([tcp(WWW[0], ECHO), udp(WWW[0], ECHO)])) <= DENIED
     assert left(guest) == []

@@ -95,7 +95,7 @@ def test_a_thousand_connections_at_once_each_carry_their_own_bytes(guest: LinuxG
             waiting.register(stream, selectors.EVENT_WRITE, number)
         answers: dict[int, bytes] = {}
         while waiting.get_map():
-            ready = waiting.select(30)
+            ready = waiting.select(120)
             assert ready, f"{len(waiting.get_map())} of {count} connections say nothing"
             for key, events in ready:
                 stream, number = streams[key.data], key.data
@@ -254,5 +254,5 @@ def test_while_others_come_and_go_a_download_goes_on(guest: LinuxGuest) -> None:
             stream.sendall(HELLO)
             if number % 3 == 0:
                 stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    thread.join(timeout=120)
+    thread.join(timeout=600)
     assert found == [pattern(48 * MEGABYTE)]

@@ -21,7 +21,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-enum { MOST = 65536, LINE = 4 * MOST, PATIENCE = 10000, QUIET = 300 };
+enum { MOST = 65536, LINE = 4 * MOST, PATIENCE = 60000, QUIET = 300 };
 
 static int digit(char letter)
 {
@@ -114,7 +114,15 @@ static void tcp(int made, const struct sockaddr_storage *to, socklen_t length, u
     printf("\n");
 }
 
-static void udp(int made, const struct sockaddr_storage *to, socklen_t length, int port, unsigned char *data, size_t count)
+// Whether it is an address of many, of whom nobody says that he did not take a datagram.
+static int is_of_many(const struct sockaddr_storage *to)
+{
+    const struct sockaddr_in6 *six = (const void *)to;
+    uint32_t four = ntohl(((const struct sockaddr_in *)to)->sin_addr.s_addr);
+    return to->ss_family == AF_INET6 ? IN6_IS_ADDR_MULTICAST(&six->sin6_addr) : IN_MULTICAST(four) || four == INADDR_BROADCAST;
+}
+
+static void udp(int made, const struct sockaddr_storage *to, socklen_t length, unsigned char *data, size_t count)
 {
     struct pollfd wait = {.fd = made, .events = POLLIN};
     int yes = 1;
@@ -123,8 +131,8 @@ static void udp(int made, const struct sockaddr_storage *to, socklen_t length, i
         say_error("");
         return;
     }
-    // Questions are always answered, other datagrams perhaps never.
-    if (poll(&wait, 1, port == 53 ? PATIENCE : QUIET) == 0) {
+    // One host answers, or is said not to be reached, however busy this machine is.
+    if (poll(&wait, 1, is_of_many(to) ? QUIET : PATIENCE) == 0) {
         printf("silent\n");
         return;
     }
@@ -170,7 +178,7 @@ int main(void)
             else if (stream)
                 tcp(made, &to, length, data, line + at);
             else
-                udp(made, &to, length, port, data, bytes_of(line + at, data));
+                udp(made, &to, length, data, bytes_of(line + at, data));
             close(made);
         } else {
             printf("what is this: %s", line);

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import select
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -11,6 +13,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 _INTERVAL = 0.01
+_PYTHON = 0.04  # seconds that an interpreter needs where nobody else wants the processors
 
 
 def eventually(look: Callable[[], T], *, within: float, what: str) -> T:
@@ -41,6 +44,18 @@ def promptly(look: Callable[[], T], *, within: float, what: str) -> T:
             raise AssertionError(f"not within {within} s: {what} (last seen: {found!r})")
         time.sleep(_INTERVAL)
         left -= _INTERVAL + time.thread_time() - begun
+
+
+def at_this_pace(seconds: float) -> float:
+    """A promise in seconds of a machine with time for it, in those that this one needs now: as many times
+    more as a Python needs to come up and go, the slowest of three. What takes long for another reason has no
+    excuse in it."""
+    taken = []
+    for _ in range(3):
+        begun = time.monotonic()
+        subprocess.run([sys.executable, "-I", "-c", "pass"], check=True)
+        taken.append(time.monotonic() - begun)
+    return seconds * max(1.0, max(taken) / _PYTHON)
 
 
 def readable(descriptor: int, *, within: float, what: str) -> None:

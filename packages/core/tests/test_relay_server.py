@@ -36,7 +36,7 @@ from microsandbox_core.relay import Relay
 from microsandbox_core.relay_server import RelayServer
 from microsandbox_core.unix_socket import connect_unix, listen_unix
 
-TIMEOUT = 20.0
+TIMEOUT = 60.0
 
 
 class Peer:
@@ -294,11 +294,16 @@ def test_the_supervisor_s_own_streams_timers_and_descriptors(server: Running) ->
 
     def work() -> None:
         server.relay.open("ping", None, heard.append)
-        late = server.server.call_later(0.002, lambda: order.append("cancelled"))
+
+        def second() -> None:
+            order.append("second")
+            done.set()
+
+        late = server.server.call_later(0.01, lambda: order.append("cancelled"))
         late.cancel()
-        server.server.call_later(0.004, done.set)
-        server.server.call_later(0.003, lambda: order.append("second"))
-        server.server.call_later(0.001, lambda: order.append("first"))
+        # Far from each other: the process may be held up between the two calls.
+        server.server.call_later(0.5, second)
+        server.server.call_later(0.01, lambda: order.append("first"))
 
     server.call(work)
     opened = server.guest.next()

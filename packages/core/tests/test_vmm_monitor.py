@@ -62,7 +62,7 @@ def _plain(command: dict[str, Any]) -> list[Any]:
 
 
 def _talk(qemu: Qemu, *, greeted: bool = True) -> Monitor:
-    return Monitor(qemu.monitor, greeted=greeted).within(10)
+    return Monitor(qemu.monitor, greeted=greeted).within(120)
 
 
 def test_answers_are_told_from_everything_else(qemu: Callable[[Answer], Qemu]) -> None:

@@ -67,7 +67,7 @@ def main(
     for carry, *what in ((broker.serve, ours), (ask, device, theirs), (answer, device, theirs)):
         threading.Thread(target=carry, args=what, daemon=True).start()
     return subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script], cwd=at, check=False, timeout=60
+        ["bash", "-euo", "pipefail", "-c", script], cwd=at, check=False, timeout=300
     ).returncode
 
 

@@ -64,7 +64,7 @@ def mounted(home: Path, script: str, *most: str, cache: str = "auto", ownership:
     ]
     if shutil.which("unshare") is None:
         pytest.skip("there is no unshare(1)")
-    done = subprocess.run([*unshare, *program], capture_output=True, text=True, timeout=90, check=False)
+    done = subprocess.run([*unshare, *program], capture_output=True, text=True, timeout=400, check=False)
     if done.returncode == NOT_HERE or done.stderr.startswith("unshare:"):
         pytest.skip("FUSE cannot be mounted here")
     assert done.returncode == 0, done.stderr

@@ -49,7 +49,7 @@ def served(broker: Broker) -> Iterator[socket.socket]:
             with theirs:
                 yield theirs
         finally:
-            done.result(timeout=20)
+            done.result(timeout=120)
 
 
 def test_a_directory_is_served_until_the_stream_ends(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_it_stops_for_good(tmp_path: Path) -> None:
         thread = threading.Thread(target=broker.serve, args=(ours,))
         thread.start()
         broker.stop()
-        thread.join(timeout=20)
+        thread.join(timeout=120)
         assert not thread.is_alive()
         assert theirs.recv(1) == b""
         broker.serve(ours)

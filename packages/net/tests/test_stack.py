@@ -43,8 +43,18 @@ def datagram(target: str, port: int, data: bytes) -> bytes:
 
 
 def receive(link: socket.socket) -> bytes:
-    (length,) = struct.unpack(">I", link.recv(4, socket.MSG_WAITALL))
-    return link.recv(length, socket.MSG_WAITALL)
+    (length,) = struct.unpack(">I", exactly(link, 4))
+    return exactly(link, length)
+
+
+def exactly(link: socket.socket, count: int) -> bytes:
+    """So many bytes, in as many pieces as they come: with a timeout MSG_WAITALL waits for nothing."""
+    data = b""
+    while len(data) < count:
+        piece = link.recv(count - len(data))
+        assert piece, "the link has ended"
+        data += piece
+    return data
 
 
 def wait(stack: Stack) -> None:

@@ -61,7 +61,7 @@ class Server:
     def __init__(self, answers: list[bytes]) -> None:
         self.answers = answers
         self.connections = 0
-        self.hung_up = threading.Event()
+        self.hung_up = threading.Semaphore(0)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = Url.parse(f"http://127.0.0.1:{self._listener.getsockname()[1]}/x")
         self._thread = threading.Thread(target=self._serve)
@@ -80,12 +80,12 @@ class Server:
                     connection.sendall(answer.removesuffix(HANG_UP))
                     if answer.endswith(HANG_UP):
                         break
-            self.hung_up.set()
+            self.hung_up.release()
 
     def close(self) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        self._thread.join(20)
+        self._thread.join(120)
 
 
 HANG_UP = b"<then the connection ends>"
@@ -103,7 +103,7 @@ def _request(connection: socket.socket) -> bool:
 
 @contextmanager
 def answering(*answers: bytes) -> Iterator[tuple[Server, Transport]]:
-    server, transport = Server(list(answers)), Transport(Registries(read_timeout=20))
+    server, transport = Server(list(answers)), Transport(Registries(read_timeout=120))
     try:
         yield server, transport
     finally:
@@ -164,9 +164,9 @@ def test_a_connection_serves_again_while_it_is_whole() -> None:
         assert fetch(server, transport) == b"abcde"
         assert server.connections == 1
         assert fetch(server, transport) == b"abcde"
-        server.hung_up.clear()
+        assert server.hung_up.acquire(timeout=60)
         assert fetch(server, transport) == b"abcde"
         assert server.connections == 2
-        assert server.hung_up.wait(20)
+        assert server.hung_up.acquire(timeout=60)
         assert fetch(server, transport) == b"abcde"  # the server has hung up meanwhile
         assert server.connections == 3

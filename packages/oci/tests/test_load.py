@@ -467,7 +467,7 @@ def test_a_fifo_is_read_as_a_stream(store: ImageStore, sources: Any, tmp_path: P
 
 
 @given(data=st.data())
-@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_o13_any_damage_to_an_archive_is_a_typed_error(
     store: ImageStore, sources: Any, tree: Tree, data: st.DataObject
 ) -> None:

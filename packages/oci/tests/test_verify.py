@@ -38,7 +38,7 @@ def test_an_undamaged_image(store: ImageStore, sources: Any, tree: Any) -> None:
     assert tree(store.root) == before
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(which=st.integers(0, 30), position=st.integers(0, 1 << 20))
 def test_one_flipped_bit_anywhere_is_found_and_loading_again_repairs_it(
     tmp_path: Path, sources: Any, which: int, position: int

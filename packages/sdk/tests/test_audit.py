@@ -228,4 +228,4 @@ def test_a_record_is_followed_until_the_sandbox_ends(directory: SandboxDirectory
             steps[record.port]()
         return seen
 
-    assert asyncio.run(asyncio.wait_for(main(), 30)) == [1, 2, 3]
+    assert asyncio.run(asyncio.wait_for(main(), 120)) == [1, 2, 3]

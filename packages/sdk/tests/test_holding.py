@@ -73,7 +73,7 @@ def test_who_is_about_to_let_go_is_waited_for(tmp_path: Path) -> None:
     removal.start()
     assert removal.is_alive()
     os.close(lock)
-    removal.join(timeout=5)
+    removal.join(timeout=60)
     assert _names(tmp_path) == []
 
 

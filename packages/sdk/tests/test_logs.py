@@ -246,7 +246,7 @@ class Disk(SegmentWriter):
 
     def append(self, lines: Sequence[bytes]) -> tuple[int, OSError | None]:
         self.reached.set()
-        self.works.wait(20)
+        self.works.wait(120)
         if self.full:
             return 0, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return super().append(lines)
@@ -270,14 +270,18 @@ def test_what_a_full_disk_did_not_take_is_counted_when_there_is_room(
     drain(writer)
     disk.full = False
     writer.write([output(5)], [10])
-    assert writer.close(20)
+    assert writer.close(120)
     before, lost, after = records_of(tmp_path)
     assert (before.time_ns, after.time_ns) == (1, 5)
     assert lost.event == "lost"
     assert lost.details == {"bytes": 30, "reason": os.strerror(errno.ENOSPC)}
 
 
-def test_what_was_lost_at_the_end_is_counted_at_the_end(tmp_path: Path) -> None:
+def test_what_was_lost_at_the_end_is_counted_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # However long it takes to come to the second one.
+    monkeypatch.setattr("microsandbox.supervisor._log_writer.RETRY", 3600)
     disk = Disk(tmp_path)
     writer = LogWriter(disk)
     disk.full = True
@@ -286,7 +290,7 @@ def test_what_was_lost_at_the_end_is_counted_at_the_end(tmp_path: Path) -> None:
     disk.full = False
     writer.write([output(2)], [10])  # too soon after the failure: the disk is not tried
     drain(writer)
-    assert writer.close(20)
+    assert writer.close(120)
     (lost,) = records_of(tmp_path)
     assert lost.details["bytes"] == 20
 
@@ -301,7 +305,7 @@ def test_a_stuck_disk_holds_up_nobody_and_memory_is_bounded(tmp_path: Path) -> N
         writer.write([line], [PIECE])
     assert not writer.close(0.01)
     disk.works.set()
-    assert writer.close(20)
+    assert writer.close(120)
     records = records_of(tmp_path)
     kept = [record for record in records if record.source == "stdout"]
     (lost,) = [record for record in records if record.event == "lost"]
@@ -310,10 +314,10 @@ def test_a_stuck_disk_holds_up_nobody_and_memory_is_bounded(tmp_path: Path) -> N
 
 
 def test_a_log_without_anything_to_say_starts_no_thread(tmp_path: Path) -> None:
-    before = threading.active_count()
+    before = set(threading.enumerate())
     log, _ = new_log(tmp_path / "logs")
     log.close()
-    assert threading.active_count() == before
+    assert set(threading.enumerate()) <= before
     assert not (tmp_path / "logs").exists()
 
 
@@ -327,7 +331,7 @@ def drain(writer: LogWriter) -> None:
             return super().__iter__()
 
     writer._queue.put((Marker(), []))
-    assert done.wait(20)
+    assert done.wait(120)
 
 
 # --------------------------------------------------------------------------------------------- the reader

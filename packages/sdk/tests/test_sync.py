@@ -195,7 +195,7 @@ def test_a_fork_while_another_thread_waits(sandbox: sync.Sandbox) -> None:
     waiting.start()
     assert _in_child(lambda: Sandbox.create(image="busybox").exec("true").success) == "True"
     handle.kill()
-    waiting.join(10)
+    waiting.join(60)
     assert not waiting.is_alive()
 
 
@@ -222,7 +222,7 @@ def test_ctrl_c_while_waiting() -> None:
         [sys.executable, "-W", "error", "-c", INTERRUPTED],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert (done.stdout, done.stderr) == ("interrupted stopped stopped\n", "")
@@ -236,7 +236,7 @@ def test_a_program_that_just_ends_says_nothing() -> None:
         [sys.executable, "-W", "error", "-c", script],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert (done.stdout, done.stderr, done.returncode) == ("done\n", "", 0)

@@ -3,14 +3,14 @@
 use super::namespace::{guest_of, inside, message, permit_echo, ping, Canary};
 use super::packet::{self, ETHERNET};
 use super::reply;
-use super::testing::{allow_all, ends, Guest, Rules};
+use super::testing::{allow_all, ends, Guest, Pace, Rules};
 use super::tests::{datagram, delivered, echo_server, icmp, pattern, server};
 use super::End;
 use crate::policy::{Action, Protocol};
 use smoltcp::socket::tcp::State;
 use std::io::Read;
 use std::net::{IpAddr, TcpListener, UdpSocket};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Wait until everything sent so far was looked at: the gateway answers in order.
 fn settle(guest: &mut Guest, mark: &[u8]) {
@@ -54,12 +54,12 @@ fn told(target: &str, kind: u8, body: &[u8]) -> Vec<u8> {
 }
 
 fn works(guest: &mut Guest, port: u16) {
-    let start = Instant::now();
+    let pace = Pace::begin();
     let handle = guest.connected("127.0.0.1", port);
     guest.write(handle, b"hello");
     guest.socket(handle).close();
     assert_eq!(guest.read_to_end(handle).unwrap(), b"hello");
-    let took = start.elapsed();
+    let took = pace.passed();
     assert!(took < Duration::from_secs(1), "{took:?}");
 }
 

@@ -83,7 +83,9 @@ fn a_flood_of_datagrams_leaves_a_stream_its_share() {
     // Alone it would have taken 0.2 s, with half of the rate 0.5 s.
     let took = start.elapsed();
     assert!(took > Duration::from_millis(180), "{took:?}");
-    assert!(took < Duration::from_secs(5), "{took:?}");
+    // A share is one of what has passed, however long that took: no more than in five seconds at this rate.
+    let passed = guest.metric("bytes_sent");
+    assert!(passed < 5 * 400_000, "{passed}");
     assert!(guest.metric("dropped_rate") > 0);
 }
 
@@ -147,7 +149,8 @@ fn datagrams_of_published_ports_wait_for_their_turn_both_ways() {
     let (gateway, from, to, _) = came[0];
     let own = ends().v4.unwrap().0.into();
     let start = Instant::now();
-    for number in 0..40u8 {
+    // So many that they are too many also where the first have their turn while the last are sent.
+    for number in 0..200u8 {
         guest.packet(&reply::udp((own, to), (gateway, from), &[number]));
     }
     for number in 0..30u8 {

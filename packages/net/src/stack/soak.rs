@@ -332,8 +332,9 @@ fn soak() {
                 baseline = Some(last);
                 memory = resident();
             }
+            // Fewer are no leak: a thread of the first round may have been late to end.
             Some(before) => guest.until("descriptors and threads are given back", |_| {
-                (entries("/proc/self/fd").len(), threads()) == before
+                entries("/proc/self/fd").len() <= before.0 && threads() <= before.1
             }),
         }
         guest.stack.audit();

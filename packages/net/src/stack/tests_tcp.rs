@@ -42,7 +42,7 @@ pub struct Segment {
 impl Raw {
     pub fn new(config: Config, port: u16) -> Raw {
         let (link, far) = UnixStream::pair().unwrap();
-        link.set_read_timeout(Some(Duration::from_secs(60)))
+        link.set_read_timeout(Some(Duration::from_secs(300)))
             .unwrap();
         let resolver = Box::new(super::dns::Refuser);
         let stack = Stack::start(far.into(), config, allow_all(), resolver, Arc::new(|| {}));
@@ -176,7 +176,7 @@ impl Raw {
     }
 
     fn until(&self, name: &str, count: u64) {
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_secs(300);
         while self.metric(name) != count {
             assert!(Instant::now() < deadline, "{name} is {}", self.metric(name));
             std::thread::yield_now();
