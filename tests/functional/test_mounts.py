@@ -41,7 +41,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 CHECKS = r"""
 set -e
 cat /app/which /app/inner/which /app/memory/below/which /etc/single
-grep -c '^share ' /proc/mounts
+grep -c '^share' /proc/mounts
 md5sum < /app/big
 cp /app/big /app/copy; md5sum < /app/copy
 dd if=/app/big of=/app/piece bs=1000 skip=7 seek=3 count=9 conv=notrunc 2>/dev/null

@@ -14,6 +14,7 @@ MSB_QEMU = "MSB_QEMU"
 MSB_KERNEL = "MSB_KERNEL"
 MSB_COLD = "MSB_COLD"
 MSB_CGROUP = "MSB_CGROUP"
+MSB_VIRTIOFS = "MSB_VIRTIOFS"
 MSB_IMAGE_COMPRESSION = "MSB_IMAGE_COMPRESSION"
 NO_COLOR = "NO_COLOR"
 
@@ -26,6 +27,9 @@ VARIABLES: dict[str, str] = {
     MSB_COLD: "Set to 1: boot every sandbox's kernel rather than start it from a template.",
     MSB_CGROUP: "A delegated directory of cgroup v2 in which every sandbox gets a group with limits; off for "
     "none. Default: where systemd has delegated one.",
+    MSB_VIRTIOFS: "Most shared directories of a sandbox whose kernel is booted that are served by virtio-fs; "
+    "the others, as all in a sandbox that is started from a template, by a console port. "
+    "Default: as many as the machine has room for.",
     MSB_IMAGE_COMPRESSION: "lz4: store the files of images compressed from now on, in about two thirds of "
     "the space; none, the default: as they are.",
     NO_COLOR: "Set to anything but the empty string: no colour in any output.",
