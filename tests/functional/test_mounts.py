@@ -147,6 +147,34 @@ def test_a_sandbox_has_them_for_as_long_as_it_lives(msb: Msb, work: Path, dev: s
     assert b"Read-only" in msb("exec", dev, "--", "touch", "/ro/x").err
 
 
+def test_the_transport_is_the_machines_choice(msb: Msb, work: Path) -> None:
+    script = "grep '^share' /proc/mounts | cut -d' ' -f2,3 | sort; cat /a/which /b/which /c/which /etc/single"
+    options = [
+        "--cold",
+        "-v",
+        "./src:/a",
+        "-v",
+        "./inner:/b",
+        "-v",
+        "./below:/c",
+        "-v",
+        "./single:/etc/single",
+    ]
+
+    def kinds(*, most: str, watch: str = "") -> str:
+        given = [f"{option}{watch}" if option.endswith(":/a") else option for option in options]
+        done = msb.with_settings(MSB_VIRTIOFS=most).run("sh", "-c", script, options=given)
+        *lines, one, two, three, four = done.succeeded().text.splitlines()
+        assert [one, two, three, four] == ["src", "inner", "below", "single"]
+        return " ".join(line.removeprefix("/").replace("virtiofs", "device") for line in lines)
+
+    # The machine has places for two; single files, and what the guest is told of, go by a stream.
+    assert kinds(most="") == "a device b device c fuse etc/single fuse"
+    assert kinds(most="1") == "a device b fuse c fuse etc/single fuse"
+    assert kinds(most="0") == "a fuse b fuse c fuse etc/single fuse"
+    assert kinds(most="9", watch=":watch") == "a fuse b device c device etc/single fuse"
+
+
 def test_refusals_name_what_is_wrong(msb: Msb, work: Path) -> None:
     (work / "link").symlink_to("src")
     for option, told in (

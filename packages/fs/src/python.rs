@@ -47,7 +47,7 @@ impl Served {
     fn stop(&self) {
         match self {
             Self::Stream(session) => session.stop(),
-            Self::Device(device) => device.stop(),
+            Self::Device(device) => device.halt(),
         }
     }
 }

@@ -39,6 +39,7 @@ struct Shared {
     rings: [Ring; RINGS],
     setup: Mutex<front::Setup>,
     serving: AtomicBool,
+    halted: AtomicBool,
     gone: AtomicBool,
 }
 
@@ -68,6 +69,7 @@ impl Device {
             rings: [Ring::new()?, Ring::new()?],
             setup: Mutex::default(),
             serving: AtomicBool::new(false),
+            halted: AtomicBool::new(false),
             gone: AtomicBool::new(false),
         });
         let device = Self(shared.clone());
@@ -83,7 +85,7 @@ impl Device {
         Ok(device)
     }
 
-    /// Answers what the guest asks until QEMU is gone or `stop` is called; then nothing is open or known any more.
+    /// Answers what the guest asks until QEMU is gone, or `stop` or `halt` is called; then nothing is open or known any more.
     /// Threads are made and confined for it, and ended with it: one for what is not answered, and 1 to
     /// `MOST_THREADS`. EBUSY while there is another.
     pub fn serve(&self, broker: &Broker, threads: usize) -> Result<(), Failure> {
@@ -102,6 +104,12 @@ impl Device {
             }
         }
         Ok(())
+    }
+
+    /// Ends `serve` from another thread, for good: the guest waits for `refuse`.
+    pub fn halt(&self) {
+        self.0.halted.store(true, Ordering::Release);
+        self.0.rings.iter().for_each(Ring::wake);
     }
 
     /// Ends it from another thread, whatever that waits for but a system call on a file.
@@ -172,7 +180,8 @@ impl Shared {
         broker
             .map_or_else(confine::from_all, confine::thread)
             .map_err(|errno| Failure::System("confining a thread", errno))?;
-        let ended = || self.is_gone() || serving.ended.load(Ordering::Acquire);
+        let halted = || broker.is_some() && self.halted.load(Ordering::Acquire);
+        let ended = || self.is_gone() || serving.ended.load(Ordering::Acquire) || halted();
         let (mut taken, mut reply) = (Taken::default(), Vec::new());
         while let Some(request) = ring.take(&ended)? {
             let heard = request.hear(&mut taken);

@@ -197,7 +197,7 @@ class Broker:
             raise MalformedMessage(str(error)) from None
 
     def stop(self) -> None:
-        """Ends `serve` from another thread, for good: a later one returns at once."""
+        """Ends `serve` and `serve_device` from another thread, for good: a later one returns at once."""
         self._broker.stop()
 
     @property

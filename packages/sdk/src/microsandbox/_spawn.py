@@ -116,5 +116,15 @@ def _place(package: str) -> str | None:
 
 def _environment() -> dict[str, str]:
     """The few variables a supervisor reads. Nothing else of the caller's: it may hold secrets."""
-    wanted = ("PATH", "MSB_QEMU", "MSB_KERNEL", "MSB_LIBKRUNFW", "MSB_CGROUP", "LANG", "LC_ALL", "TMPDIR")
+    wanted = (
+        "PATH",
+        "MSB_QEMU",
+        "MSB_KERNEL",
+        "MSB_LIBKRUNFW",
+        "MSB_CGROUP",
+        "MSB_VIRTIOFS",
+        "LANG",
+        "LC_ALL",
+        "TMPDIR",
+    )
     return {name: os.environ[name] for name in wanted if name in os.environ}

@@ -494,8 +494,8 @@ def _room(spec: VmSpec) -> int:
 
 def _share(tag: str, descriptor: int) -> list[str]:
     # As many places as a queue may have: a message takes one for each page of it.
-    device = f"vhost-user-fs-device,chardev={tag},tag={tag},queue-size=1024"
-    return ["-chardev", f"socket,id={tag},fd={descriptor}", "-device", device]
+    device = f"vhost-user-fs-device,chardev=device-{tag},tag={tag},queue-size=1024"
+    return ["-chardev", f"socket,id=device-{tag},fd={descriptor}", "-device", device]
 
 
 def _placeholders(spec: VmSpec) -> list[str]:

@@ -235,6 +235,16 @@ fn it_goes_on_where_it_was_stopped() {
     assert_eq!(machine.off(), Ok(()));
 }
 
+#[test]
+fn one_that_is_halted_refuses() {
+    let home = Home::new();
+    let machine = machine(&home, EVENTS);
+    machine.halt();
+    // It may be taken by who serves, or by who refuses.
+    while told(&machine.ask(REQUESTS, &lookup(8), ROOM)) != (8, EIO) {}
+    assert_eq!(machine.off(), Ok(()));
+}
+
 /// A frontend that has said nothing yet, whose every message is answered.
 fn frontend() -> (Device, Frontend) {
     let (ours, theirs) = UnixStream::pair().unwrap();

@@ -295,6 +295,11 @@ impl Machine {
         table(ring)
     }
 
+    /// It is to be served no more.
+    pub fn halt(&self) {
+        self.device.halt();
+    }
+
     /// Switches it off; why it was served no more.
     pub fn off(mut self) -> Result<(), Failure> {
         self.device.stop();
