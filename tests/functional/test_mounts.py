@@ -41,7 +41,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 CHECKS = r"""
 set -e
 cat /app/which /app/inner/which /app/memory/below/which /etc/single
-grep -c '^share ' /proc/mounts
+grep -c '^share' /proc/mounts
 md5sum < /app/big
 cp /app/big /app/copy; md5sum < /app/copy
 dd if=/app/big of=/app/piece bs=1000 skip=7 seek=3 count=9 conv=notrunc 2>/dev/null
@@ -145,6 +145,34 @@ def test_a_sandbox_has_them_for_as_long_as_it_lives(msb: Msb, work: Path, dev: s
     msb("start", dev).succeeded()
     assert msb("exec", dev, "--", "cat", "/app/which", "/ro/which").succeeded().text == "src\ninner\n"
     assert b"Read-only" in msb("exec", dev, "--", "touch", "/ro/x").err
+
+
+def test_the_transport_is_the_machines_choice(msb: Msb, work: Path) -> None:
+    script = "grep '^share' /proc/mounts | cut -d' ' -f2,3 | sort; cat /a/which /b/which /c/which /etc/single"
+    options = [
+        "--cold",
+        "-v",
+        "./src:/a",
+        "-v",
+        "./inner:/b",
+        "-v",
+        "./below:/c",
+        "-v",
+        "./single:/etc/single",
+    ]
+
+    def kinds(*, most: str, watch: str = "") -> str:
+        given = [f"{option}{watch}" if option.endswith(":/a") else option for option in options]
+        done = msb.with_settings(MSB_VIRTIOFS=most).run("sh", "-c", script, options=given)
+        *lines, one, two, three, four = done.succeeded().text.splitlines()
+        assert [one, two, three, four] == ["src", "inner", "below", "single"]
+        return " ".join(line.removeprefix("/").replace("virtiofs", "device") for line in lines)
+
+    # The machine has places for two; single files, and what the guest is told of, go by a stream.
+    assert kinds(most="") == "a device b device c fuse etc/single fuse"
+    assert kinds(most="1") == "a device b fuse c fuse etc/single fuse"
+    assert kinds(most="0") == "a fuse b fuse c fuse etc/single fuse"
+    assert kinds(most="9", watch=":watch") == "a fuse b device c device etc/single fuse"
 
 
 def test_refusals_name_what_is_wrong(msb: Msb, work: Path) -> None:

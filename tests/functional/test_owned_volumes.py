@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.vm, pytest.mark.asyncio]
 
 _WRITE = """
 grep -q ' /db ext4 rw' /proc/mounts
-grep -q ' /data fuse' /proc/mounts
+grep -Eq ' /data (fuse|virtiofs) ' /proc/mounts
 echo disk > /db/f; echo dir > /data/f; chown 7:8 /data/f
 dd if=/dev/zero of=/data/large bs=64k count=64 2>&1 && exit 1
 rm /data/large; cd /data

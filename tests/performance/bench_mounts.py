@@ -1,13 +1,13 @@
 """Measures a shared directory: the guest's own disk, shares, virtiofsd and QEMU's 9p, in one guest.
 
-    python tests/performance/bench_mounts.py [--files 10000] [--mib 128] [--entries 1000000]
+    python tests/performance/bench_mounts.py [--files 10000] [--mib 128] [--entries 1000000] [--ninep]
 
 All of them are mounted in the same sandbox, one after the other under the same load
 (tests/support/mount_load.c). Seconds are the guest's, and shown as multiples of its own disk's; its context
-switches and interrupts are for each access, and hardly depend on what else the machine does. virtiofsd takes
-memory that is shared with QEMU, which no sandbox has, so that the machine is booted with it. What a guest's
-kernel cannot mount, and what is not installed, is left out. At the end: what the broker needs for a directory
-with many entries.
+switches and interrupts are for each access, and hardly depend on what else the machine does. virtiofsd and
+our own virtio-fs take memory that is shared with QEMU, so the machine is booted with it. It has slots for two
+devices more: with `--ninep` 9p has the one of our virtio-fs. What a guest's kernel cannot mount, and what
+is not installed, is left out. At the end: what the broker needs for a directory with many entries.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ sys.path.insert(0, str(ROOT))
 from tests.support.programs import compiled
 from tests.support.waiting import eventually
 
-OWN, SHARE, ALWAYS, VIRTIOFSD, NINEP = "own disk", "share", "cache=always", "virtiofsd", "9p"
+OWN, DEVICE, SHARE, ALWAYS = "own disk", "virtio-fs", "share", "cache=always"
+VIRTIOFSD, NINEP = "virtiofsd", "9p"
 MEMORY = 512  # MiB of the guest
 _MOUNTS = {
     VIRTIOFSD: ("virtiofs", "mount -t virtiofs virtiofsd /virtiofsd"),
@@ -81,10 +82,12 @@ def virtiofsd() -> str | None:
     return shutil.which("virtiofsd", path=places)
 
 
-def machine(directory: Path, server: Path | None) -> Path:
+def machine(directory: Path, server: Path | None, *, ninep: bool) -> Path:
     """A program that is QEMU with more devices."""
-    more = ["-fsdev", f"local,id=ninep,path={directory / 'ninep'},security_model=mapped-xattr"]
-    more += ["-device", "virtio-9p-device,fsdev=ninep,mount_tag=ninep"]
+    more: list[str] = []
+    if ninep:
+        more += ["-fsdev", f"local,id=ninep,path={directory / 'ninep'},security_model=mapped-xattr"]
+        more += ["-device", "virtio-9p-device,fsdev=ninep,mount_tag=ninep"]
     if server is not None:
         more += ["-object", f"memory-backend-memfd,id=shared,size={MEMORY}M,share=on"]
         more += ["-machine", "memory-backend=shared", "-chardev", f"socket,id=virtiofsd,path={server}"]
@@ -97,9 +100,11 @@ def machine(directory: Path, server: Path | None) -> Path:
     return wrapper
 
 
-async def measure(directory: Path, files: int, size: int) -> dict[str, dict[str, Load]]:
+async def measure(directory: Path, files: int, size: int, *, ninep: bool) -> dict[str, dict[str, Load]]:
     """Figures of everything that the guest can mount."""
     volumes = {
+        # The first one has the device, if there is one.
+        "/device": Volume.bind(directory / "device"),
         "/share": Volume.bind(directory / "share"),
         "/always": Volume.bind(directory / "always", cache="always"),
         "/tools": Volume.bind(directory / "tools", readonly=True),
@@ -115,7 +120,12 @@ async def measure(directory: Path, files: int, size: int) -> dict[str, dict[str,
         await run("cp /tools/load /load && mkdir /own /virtiofsd /ninep")
         known = (await run("cat /proc/filesystems")).split()
         places = {OWN: "/own", SHARE: "/share", ALWAYS: "/always"}
+        if not ninep:
+            await run("grep -q ' /device virtiofs ' /proc/mounts")
+            places[DEVICE] = "/device"
         for name, (kind, line) in _MOUNTS.items():
+            if name == NINEP and not ninep:
+                continue
             if kind not in known:
                 print(f"left out: {name}: the guest's kernel has no {kind}")
             elif name == VIRTIOFSD and virtiofsd() is None:
@@ -175,12 +185,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--files", type=int, default=10_000)
     parser.add_argument("--mib", type=int, default=128)
     parser.add_argument("--entries", type=int, default=1_000_000)
+    parser.add_argument("--ninep", action="store_true", help="9p instead of our own virtio-fs")
     options = parser.parse_args(arguments)
     print(f"processors: {os.cpu_count()}, load: {os.getloadavg()[0]:.2f}")
     load_image(env.home())
     with TemporaryDirectory(prefix="msb-bench-") as place, ExitStack() as closing:
         directory = Path(place)
-        for name in ("share", "always", "tools", "ninep", "virtiofsd"):
+        for name in ("device", "share", "always", "tools", "ninep", "virtiofsd"):
             (directory / name).mkdir()
         program = directory / "tools" / "load"
         program.write_bytes(compiled("mount_load"))
@@ -199,9 +210,11 @@ def main(arguments: list[str] | None = None) -> int:
             process = closing.enter_context(subprocess.Popen(line, stderr=subprocess.DEVNULL))
             closing.callback(process.kill)
             eventually(server.exists, within=10, what="virtiofsd listens")
-        os.environ[env.MSB_QEMU] = str(machine(directory, server))
+        os.environ[env.MSB_QEMU] = str(machine(directory, server, ninep=options.ninep))
         os.environ[env.MSB_CONFINE] = "off"  # it has to reach virtiofsd
-        show(asyncio.run(measure(directory, options.files, options.mib << 20)))
+        os.environ[env.MSB_VIRTIOFS] = "0" if options.ninep else "1"
+        figures = measure(directory, options.files, options.mib << 20, ninep=options.ninep)
+        show(asyncio.run(figures))
         crowd(directory / "crowd", options.entries)
     return 0
 

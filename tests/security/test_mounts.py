@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from microsandbox_fs import Broker, MalformedMessage
+from microsandbox_fs import Broker, Device, MalformedMessage
 
 from tests.support.guest import bare_guest, configuration
 from tests.support.msb import Msb
@@ -144,3 +144,64 @@ def test_a_share_that_breaks_ends_with_eio_and_nothing_else_does(
             == "1\n"
         )
     assert (tmp_path / "good" / "file").read_bytes() == b"content\nmore\n"
+
+
+def serve_device(port: socket.socket, broker: Broker, device: Device) -> None:
+    """Answer all that comes by the device, as a supervisor does, after the greeting on the port."""
+
+    def run() -> None:
+        with port:
+            port.recv(12, socket.MSG_WAITALL)
+            broker.serve_device(device)
+            device.refuse()
+
+    threading.Thread(target=run, daemon=True).start()
+
+
+def test_a_device_that_breaks_ends_with_eio_and_nothing_else_does(
+    shared_home: Path, settings: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    names = ("gone", "good")
+    mounts: list[dict[str, object]] = []
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_bytes(b"content\n")
+        mounts.append(
+            {
+                "target": f"/{name}".encode(), "kind": "fuse", "port": name, "device": name, "owner": None,
+                "read_only": False, "flags": [],
+            }
+        )  # fmt: skip
+    with bare_guest(shared_home, settings, monkeypatch, tmp_path / "upper", shares=names) as guest:
+        assert tuple(guest.devices) == names
+        gone, good = Broker(tmp_path / "gone"), Broker(tmp_path / "good")
+        serve_device(guest.vm.add_port("gone"), gone, guest.devices["gone"])
+        serve_device(guest.vm.add_port("good"), good, guest.devices["good"])
+        assert guest.ask("configure", **configuration(mounts=mounts)) is None
+        assert guest.run("mount | grep -c virtiofs; cat /gone/file /good/file") == "2\n" + "content\n" * 2
+        assert guest.run("sleep 1000 < /gone/file &") == ""
+        gone.stop()
+        for command in ("cat /gone/new", "echo > /gone/new", "ls /gone/x/y"):
+            assert "Input/output error" in guest.run(command), command
+        assert guest.run("echo more >> /good/file; cat /good/file") == "content\nmore\n"
+        # Memory that is asked to be forgotten, and pages that are written.
+        assert guest.run("echo 3 > /proc/sys/vm/drop_caches; cat /good/file | wc -l") == "2\n"
+        told = guest.run("kill -9 $(pidof sleep); umount -l /gone; mount | grep -c virtiofs")
+        assert told == "1\n"
+    assert (tmp_path / "good" / "file").read_bytes() == b"content\nmore\n"
+
+
+def test_a_guest_that_mounts_a_device_by_itself_gets_no_more(msb: Msb, tmp_path: Path) -> None:
+    share = tmp_path / "share"
+    share.mkdir()
+    (share / "file").write_text("content\n")
+    script = """
+umount /app && mkdir /other && mount -t virtiofs share0 /other && grep -c ' /other virtiofs rw' /proc/mounts
+echo > /other/new; rm /other/file; mkdir /other/directory; echo >> /other/file
+cat /other/file; umount /other; mount -t virtiofs share0 /other; cat /other/file
+mount -t virtiofs share1 /app || echo no more
+"""
+    done = msb.run("sh", "-c", script, options=["--cold", "-v", f"{share}:/app:ro"])
+    assert done.text.splitlines() == ["1", "content", "content", "no more"]
+    assert done.err.count(b"Read-only file system") == 4
+    assert [entry.name for entry in share.iterdir()] == ["file"]

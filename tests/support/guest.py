@@ -12,20 +12,23 @@ from typing import Any
 
 import pytest
 from microsandbox._machine import machine, root
+from microsandbox.supervisor._shares import devices
 from microsandbox_core.bootdisk import ensure_boot_disk
 from microsandbox_core.channel import DataReceived, Ended, HelloReceived, HostConnection
 from microsandbox_core.kernel import ensure_kernel
 from microsandbox_core.requests import Exec
 from microsandbox_core.upper import create_upper
 from microsandbox_core.vmm import Vm, choose, start
+from microsandbox_fs import Device
 from microsandbox_oci import ImageStore
 
 
 class Guest:
     """An agentd that nobody has configured."""
 
-    def __init__(self, vm: Vm) -> None:
+    def __init__(self, vm: Vm, devices: Mapping[str, Device]) -> None:
         self.vm = vm
+        self.devices = devices
         self.greet()
 
     def greet(self) -> None:
@@ -61,19 +64,24 @@ class Guest:
 
 @contextmanager
 def bare_guest(
-    home: Path, settings: Mapping[str, str], monkeypatch: pytest.MonkeyPatch, upper: Path
+    home: Path,
+    settings: Mapping[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    upper: Path,
+    shares: tuple[str, ...] = (),
 ) -> Iterator[Guest]:
-    """One of busybox, with an upper of its own at `upper`; its agentd has answered a greeting."""
+    """One of busybox, with an upper of its own at `upper`; its agentd has answered a greeting. It is booted
+    if it is to have devices of virtio-fs, `shares`."""
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     kernel, boot_disk = ensure_kernel(home), ensure_boot_disk(home)
     driver = choose(home, kernel, boot_disk)
     image = ImageStore(home / "cache").get("busybox").disk
     create_upper(home, upper)
-    spec = machine(kernel, boot_disk, image, upper, scratch=True)
-    vm = start(home, driver, spec, kernel, boot_disk)
+    spec = machine(kernel, boot_disk, image, upper, scratch=True, shares=shares)
+    vm = start(home, driver, spec, kernel, boot_disk, cold=bool(shares))
     try:
-        yield Guest(vm)
+        yield Guest(vm, devices(vm))
     finally:
         vm.kill()
         vm.reap()

@@ -158,9 +158,38 @@ def test_a_qemu_that_cannot_be_run_is_named(tmp_path: Path) -> None:
     disk.write_bytes(b"\0" * 4096)
     before = set(Path("/proc/self/fd").iterdir())
     with pytest.raises(BootFailed, match="no-such-qemu") as caught:
-        Qemu(tmp_path / "no-such-qemu", kvm=False).start(VmSpec(kernel=disk, boot_disk=disk))
+        Qemu(tmp_path / "no-such-qemu", kvm=False).start(
+            VmSpec(kernel=disk, boot_disk=disk, shares=("share0", "share1"))
+        )
     assert caught.value.stage == "spawn"
     assert set(Path("/proc/self/fd").iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("disks", "most", "room"), [(0, "", 4), (2, "", 2), (4, "", 0), (2, "1", 1), (2, "0", 0), (3, "9", 1)]
+)
+def test_shares_take_the_places_that_disks_leave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disks: int, most: str, room: int
+) -> None:
+    monkeypatch.setenv("MSB_VIRTIOFS", most)
+    disk = tmp_path / "disk"
+    disk.write_bytes(b"\0" * 4096)
+    qemu = tmp_path / "qemu"
+    qemu.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    qemu.chmod(0o755)
+    tags = tuple(f"share{number}" for number in range(9))
+    spec = VmSpec(kernel=disk, boot_disk=disk, disks=(Disk(path=disk),) * disks, shares=tags)
+    vm = Qemu(qemu, kvm=False).start(spec)
+    with vm.agent, vm.console, vm.network:
+        vm.reap()
+        told = vm.console.makefile("r").read()
+    assert tuple(vm.shares) == tags[:room]
+    for end in vm.shares.values():
+        end.close()
+    assert told.count("\nvhost-user-fs-device,") == room
+    # Whoever maps it need not fear that it becomes shorter.
+    sealed = re.search("^memory-backend-memfd,.*,share=on,seal=on$", told, re.MULTILINE)
+    assert (sealed is not None) == (room > 0)
 
 
 def test_isolation_says_what_runs_the_guest(tmp_path: Path) -> None:

@@ -83,6 +83,16 @@ pub fn available() -> bool {
 /// Confines the calling thread to what `broker` shares, for ever; without effect on kernels that cannot. Its umask
 /// becomes 0 and is its own: the modes of what it makes are those that it says.
 pub fn thread(broker: &Broker) -> Result<()> {
+    let rights = allowed(broker.read_only(), broker.is_directory());
+    confined(Some((broker.root(), rights)))
+}
+
+/// Confines the calling thread to what it has open already, for ever.
+pub fn from_all() -> Result<()> {
+    confined(None)
+}
+
+fn confined(left: Option<(BorrowedFd<'_>, u64)>) -> Result<()> {
     // SAFETY: no memory is shared that was not; the thread has its own umask and working directory from here on.
     if unsafe { libc::unshare(libc::CLONE_FS) } == -1 {
         return Err(last());
@@ -90,17 +100,13 @@ pub fn thread(broker: &Broker) -> Result<()> {
     rustix::process::umask(Mode::empty());
     rustix::thread::set_no_new_privs(true)?;
     match version() {
-        version @ OLDEST.. => restrict(
-            broker.root(),
-            broker.read_only(),
-            broker.is_directory(),
-            version,
-        ),
+        version @ OLDEST.. => restrict(left, version),
         _ => Ok(()),
     }
 }
 
-fn restrict(root: BorrowedFd<'_>, read_only: bool, directory: bool, version: u32) -> Result<()> {
+/// To what is beneath a directory, if there is one, with these rights.
+fn restrict(left: Option<(BorrowedFd<'_>, u64)>, version: u32) -> Result<()> {
     let handled = forbidden(version);
     let size = match version {
         ..=3 => 8,
@@ -120,26 +126,28 @@ fn restrict(root: BorrowedFd<'_>, read_only: bool, directory: bool, version: u32
             _ => return Err(last()),
         }
     };
-    let rule = Beneath {
-        allowed: allowed(read_only, directory) & handled.files,
-        parent: root.as_raw_fd(),
-    };
-    let rules = rules.as_fd().as_raw_fd();
-    // SAFETY: the structure outlives the call.
-    let added = unsafe {
-        libc::syscall(
-            libc::SYS_landlock_add_rule,
-            rules,
-            PATH_BENEATH,
-            &raw const rule,
-            0,
-        )
-    };
-    if added != 0 {
-        return Err(last());
+    let number = rules.as_fd().as_raw_fd();
+    if let Some((root, rights)) = left {
+        let rule = Beneath {
+            allowed: rights & handled.files,
+            parent: root.as_raw_fd(),
+        };
+        // SAFETY: the structure outlives the call.
+        let added = unsafe {
+            libc::syscall(
+                libc::SYS_landlock_add_rule,
+                number,
+                PATH_BENEATH,
+                &raw const rule,
+                0,
+            )
+        };
+        if added != 0 {
+            return Err(last());
+        }
     }
     // SAFETY: numbers only; the calling thread loses rights and nothing else.
-    match unsafe { libc::syscall(libc::SYS_landlock_restrict_self, rules, 0) } {
+    match unsafe { libc::syscall(libc::SYS_landlock_restrict_self, number, 0) } {
         0 => Ok(()),
         _ => Err(last()),
     }

@@ -2,6 +2,7 @@
 
 pub mod broker;
 pub mod confine;
+pub mod device;
 pub mod handles;
 pub mod nodes;
 pub mod owners;

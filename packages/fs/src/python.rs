@@ -2,6 +2,7 @@
 
 use crate::broker::{Broker as Core, Cache, Options};
 use crate::confine;
+use crate::device::Device as Queues;
 use crate::owners::Ownership;
 use crate::quota::{Limits, Quota};
 use crate::serve::{Failure, Session};
@@ -11,7 +12,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -24,13 +25,52 @@ struct Broker {
 /// What `serve` and `stop` know of each other.
 #[derive(Default)]
 struct Serving {
-    session: Option<Arc<Session>>,
+    session: Option<Served>,
     stopped: bool,
+}
+
+/// What a broker is at work on.
+#[derive(Clone)]
+enum Served {
+    Stream(Arc<Session>),
+    Device(Arc<Queues>),
+}
+
+impl Served {
+    fn run(&self, core: &Core, threads: usize) -> Result<(), Failure> {
+        match self {
+            Self::Stream(session) => session.run(core, threads),
+            Self::Device(device) => device.serve(core, threads),
+        }
+    }
+
+    fn stop(&self) {
+        match self {
+            Self::Stream(session) => session.stop(),
+            Self::Device(device) => device.halt(),
+        }
+    }
 }
 
 impl Broker {
     fn serving(&self) -> MutexGuard<'_, Serving> {
         self.serving.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn run(&self, py: Python<'_>, served: Served, threads: usize) -> PyResult<()> {
+        {
+            let mut serving = self.serving();
+            if serving.session.is_some() {
+                return Err(failed(Errno::BUSY, None));
+            }
+            serving.session = Some(served.clone());
+            if serving.stopped {
+                served.stop();
+            }
+        }
+        let done = py.detach(|| served.run(&self.core, threads));
+        self.serving().session = None;
+        done.map_err(ended)
     }
 }
 
@@ -96,33 +136,13 @@ impl Broker {
 
     /// `stream` is the number of an open socket, which stays the caller's.
     fn serve(&self, py: Python<'_>, stream: i32, threads: usize) -> PyResult<()> {
-        if stream < 0 {
-            return Err(failed(Errno::BADF, None));
-        }
-        // SAFETY: it is looked at during the next call alone, which says so if it is not open.
-        let stream = unsafe { BorrowedFd::borrow_raw(stream) };
-        let stream =
-            rustix::io::fcntl_dupfd_cloexec(stream, 0).map_err(|errno| failed(errno, None))?;
-        let session = Arc::new(Session::new(stream).map_err(|errno| failed(errno, None))?);
-        {
-            let mut serving = self.serving();
-            if serving.session.is_some() {
-                return Err(failed(Errno::BUSY, None));
-            }
-            serving.session = Some(session.clone());
-            if serving.stopped {
-                session.stop();
-            }
-        }
-        let done = py.detach(|| session.run(&self.core, threads));
-        self.serving().session = None;
-        done.map_err(|failure| match failure {
-            Failure::Malformed(malformed) => PyValueError::new_err(malformed.to_string()),
-            Failure::System(_, errno) => {
-                PyOSError::new_err((errno.raw_os_error(), failure.to_string()))
-            }
-            Failure::Broken => PyRuntimeError::new_err(failure.to_string()),
-        })
+        let session = duplicate(stream).and_then(Session::new);
+        let session = session.map_err(|errno| failed(errno, None))?;
+        self.run(py, Served::Stream(Arc::new(session)), threads)
+    }
+
+    fn serve_device(&self, py: Python<'_>, device: &Device, threads: usize) -> PyResult<()> {
+        self.run(py, Served::Device(device.0.clone()), threads)
     }
 
     fn stop(&self) {
@@ -160,6 +180,48 @@ impl Broker {
     /// Whether the kernel keeps paths beneath the root: openat2(2).
     fn contained(&self) -> bool {
         self.core.resolution() == Resolution::Kernel
+    }
+}
+
+/// A device of virtio-fs, at one end of a socket with QEMU at the other.
+#[pyclass(frozen)]
+struct Device(Arc<Queues>);
+
+#[pymethods]
+impl Device {
+    /// `stream` is the number of an open socket, which stays the caller's.
+    #[new]
+    fn new(stream: i32) -> PyResult<Self> {
+        let device = duplicate(stream).and_then(Queues::open);
+        let device = device.map_err(|errno| failed(errno, None))?;
+        Ok(Self(Arc::new(device)))
+    }
+
+    fn refuse(&self, py: Python<'_>) -> PyResult<()> {
+        py.detach(|| self.0.refuse()).map_err(ended)
+    }
+
+    fn stop(&self) {
+        self.0.stop();
+    }
+}
+
+fn duplicate(number: i32) -> rustix::io::Result<OwnedFd> {
+    if number < 0 {
+        return Err(Errno::BADF);
+    }
+    // SAFETY: it is looked at during the next call alone, which says so if it is not open.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
+    rustix::io::fcntl_dupfd_cloexec(borrowed, 0)
+}
+
+fn ended(failure: Failure) -> PyErr {
+    match failure {
+        Failure::Malformed(_) | Failure::Ring(_) => PyValueError::new_err(failure.to_string()),
+        Failure::System(_, errno) => {
+            PyOSError::new_err((errno.raw_os_error(), failure.to_string()))
+        }
+        Failure::Broken => PyRuntimeError::new_err(failure.to_string()),
     }
 }
 
@@ -205,5 +267,6 @@ fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add("__version__", env!("CARGO_PKG_VERSION"))?;
     m.add_function(wrap_pyfunction!(confined, m)?)?;
     m.add_function(wrap_pyfunction!(openat2, m)?)?;
+    m.add_class::<Device>()?;
     m.add_class::<Broker>()
 }

@@ -28,6 +28,8 @@ pub const MOST_THREADS: usize = 64;
 #[derive(Debug, PartialEq, Eq)]
 pub enum Failure {
     Malformed(Malformed),
+    /// The queue in the guest's memory cannot be gone on with: why.
+    Ring(&'static str),
     /// A system call on the stream, or one that prepares a thread: what, and how it failed.
     System(&'static str, Errno),
     /// A thread panicked: a mistake of ours.
@@ -38,6 +40,7 @@ impl std::fmt::Display for Failure {
     fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Malformed(malformed) => malformed.fmt(to),
+            Self::Ring(what) => write!(to, "the guest has broken its queue: {what}"),
             Self::System(what, errno) => write!(to, "{what}: {errno}"),
             Self::Broken => write!(to, "the broker failed; this is a bug"),
         }

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from microsandbox_fs import Broker, MalformedMessage, ShareOptions, features
+from microsandbox_fs import Broker, Device, MalformedMessage, ShareOptions, features
 
 HEADER = struct.Struct("<IIQQIIII")
 REPLY = struct.Struct("<IiQ")
@@ -116,3 +116,21 @@ def test_it_stops_for_good(tmp_path: Path) -> None:
         assert not thread.is_alive()
         assert theirs.recv(1) == b""
         broker.serve(ours)
+
+
+def test_a_device_ends_with_its_socket(tmp_path: Path) -> None:
+    broker = Broker(tmp_path)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        device = Device(ours)
+        thread = threading.Thread(target=broker.serve_device, args=(device,))
+        thread.start()
+        # Nothing that vhost-user knows.
+        theirs.sendall(b"\xff" * 64)
+        thread.join(timeout=20)
+        assert not thread.is_alive()
+        device.refuse()
+    with (tmp_path / "file").open("wb") as file, pytest.raises(OSError, match=os.strerror(errno.ENOTSOCK)):
+        Device(file)
+    with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
+        Device(-1)

@@ -189,6 +189,7 @@ mod tests {
             ("port", Value::from("msb.fs.0")),
             ("owner", Value::Nil),
             ("watch", Value::Nil),
+            ("device", Value::Nil),
             ("read_only", Value::from(true)),
             ("flags", vec![Value::from("noexec"), "nodev".into()].into()),
         ];
@@ -221,6 +222,8 @@ mod tests {
             ("target", Value::Bin(b"/".to_vec())),
             ("target", Value::Bin(b"/a/../b".to_vec())),
             ("port", Value::from("")),
+            ("device", Value::from("a,b")),
+            ("device", Value::from("")),
             ("flags", Value::from(vec![Value::from("suid")])),
         ] {
             let shown = format!("{key} {value:?}");

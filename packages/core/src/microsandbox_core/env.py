@@ -15,6 +15,7 @@ MSB_KERNEL = "MSB_KERNEL"
 MSB_COLD = "MSB_COLD"
 MSB_CGROUP = "MSB_CGROUP"
 MSB_CONFINE = "MSB_CONFINE"
+MSB_VIRTIOFS = "MSB_VIRTIOFS"
 MSB_IMAGE_COMPRESSION = "MSB_IMAGE_COMPRESSION"
 NO_COLOR = "NO_COLOR"
 
@@ -29,6 +30,9 @@ VARIABLES: dict[str, str] = {
     "none. Default: where systemd has delegated one.",
     MSB_CONFINE: "off: let QEMU open and connect to what its user may; for a QEMU that needs files beyond "
     "its installation. Default: its own files only.",
+    MSB_VIRTIOFS: "Most shared directories of a sandbox whose kernel is booted that are served by virtio-fs; "
+    "the others, as all in a sandbox that is started from a template, by a console port. "
+    "Default: as many as the machine has room for.",
     MSB_IMAGE_COMPRESSION: "lz4: store the files of images compressed from now on, in about two thirds of "
     "the space; none, the default: as they are.",
     NO_COLOR: "Set to anything but the empty string: no colour in any output.",

@@ -3,12 +3,13 @@
 See `features()` for what this version can do.
 """
 
-from microsandbox_fs._broker import Broker, Cache, MalformedMessage, Ownership, Quota, ShareOptions
+from microsandbox_fs._broker import Broker, Cache, Device, MalformedMessage, Ownership, Quota, ShareOptions
 from microsandbox_fs._native import __version__, confined, openat2
 
 __all__ = [
     "Broker",
     "Cache",
+    "Device",
     "MalformedMessage",
     "Ownership",
     "Quota",
@@ -21,11 +22,11 @@ __all__ = [
 def features() -> frozenset[str]:
     """Names of the parts that work in this version, on this kernel.
 
-    `broker` answers requests, `serve` those of a stream, `file` shares single files, `quota` bounds what a
-    share holds, `watch` tells the guest what the host changes. `openat2`: the kernel keeps paths beneath the
-    root; `landlock`: it confines the threads that serve. Parts are added and never taken away.
+    `broker` answers requests, `serve` those of a stream, `device` those of virtio-fs, `file` shares single
+    files, `quota` bounds what a share holds, `watch` tells the guest what the host changes. `openat2`: the
+    kernel keeps paths beneath the root; `landlock`: it confines the threads that serve. Parts are added and
+    never taken away.
     """
     kernel = {"openat2": openat2(), "landlock": confined()}
-    return frozenset(
-        {"broker", "serve", "file", "quota", "watch", *(name for name, there in kernel.items() if there)}
-    )
+    parts = ("broker", "serve", "device", "file", "quota", "watch")
+    return frozenset({*parts, *(name for name, there in kernel.items() if there)})

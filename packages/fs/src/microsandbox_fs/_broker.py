@@ -93,6 +93,28 @@ class MalformedMessage(ValueError):
     """What came is no FUSE message: who sends it has lost its place, and the mount has to end."""
 
 
+class Device:
+    """One share's device of virtio-fs: QEMU's `vhost-user-fs-device`, whose queues are in the guest's memory.
+
+    `stream` is a connected stream socket of Unix with QEMU at its other end, which gets its answers from here
+    on; closing it is the caller's. The guest's memory has to be a file that is sealed against shrinking, as
+    QEMU's `memory-backend-memfd` is. The guest waits until a broker serves it.
+    """
+
+    def __init__(self, stream: Stream) -> None:
+        number = stream if isinstance(stream, int) else stream.fileno()
+        self._device = _native.Device(number)
+
+    def refuse(self) -> None:
+        """Answer EIO to all that the guest asks, until QEMU has ended or `stop` is called: it would wait
+        otherwise. Blocks as `Broker.serve` does."""
+        self._device.refuse()
+
+    def stop(self) -> None:
+        """End it from another thread, for good; the guest gets no more answers."""
+        self._device.stop()
+
+
 class Broker:
     """Serves the directory or the one regular file `path` to the kernel of one guest, which is taken for
     hostile.
@@ -161,8 +183,21 @@ class Broker:
         except ValueError as error:
             raise MalformedMessage(str(error)) from None
 
+    def serve_device(self, device: Device, threads: int = 4) -> None:
+        """Answers the requests that come by `device` as `serve` does, until QEMU has ended.
+
+        Raises:
+            MalformedMessage: what came is none, or the guest has broken a queue.
+            OSError: EBUSY if the broker or the device is serving already; what the system said when it
+                failed.
+        """
+        try:
+            self._broker.serve_device(device._device, threads)
+        except ValueError as error:
+            raise MalformedMessage(str(error)) from None
+
     def stop(self) -> None:
-        """Ends `serve` from another thread, for good: a later one returns at once."""
+        """Ends `serve` and `serve_device` from another thread, for good: a later one returns at once."""
         self._broker.stop()
 
     @property

@@ -9,7 +9,10 @@ mod hostile;
 mod moving;
 mod names;
 mod quotas;
+mod ringed;
 mod serving;
 mod support;
 mod watching;
 mod written_back;
+
+const RINGED: bool = false;

@@ -18,7 +18,7 @@ fn limited(home: &Home, blocks: u64, names: u64, counter: Option<OwnedFd>) -> Gu
         names,
     };
     let mut guest = Guest::new(&home.share(), Options::default());
-    guest.broker.limit(Quota::new(limits, counter).unwrap());
+    guest.limit(Quota::new(limits, counter).unwrap());
     guest.init();
     guest
 }

@@ -1,8 +1,11 @@
 //! A guest's kernel that says what it is told to, and a directory of the host beside which nothing may change.
 
 use crate::broker::{Broker, Options};
+use crate::quota::Quota;
+use crate::tests::ringed::machine::{Machine, HIGH_PRIORITY, REQUESTS, ROOM};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 
 pub const ENOENT: i32 = 2;
 pub const EIO: i32 = 5;
@@ -27,7 +30,8 @@ impl Home {
     pub fn new() -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("microsandbox-fs-{}-{number}", std::process::id());
+        let kind = if super::RINGED { "ringed" } else { "fs" };
+        let name = format!("microsandbox-{kind}-{}-{number}", std::process::id());
         let home = Self(std::env::temp_dir().join(name));
         std::fs::create_dir_all(home.share()).unwrap();
         std::fs::create_dir(home.outside()).unwrap();
@@ -69,8 +73,10 @@ impl Drop for Home {
 }
 
 pub struct Guest {
-    pub broker: Broker,
+    pub broker: Arc<Broker>,
     pub uid: u32,
+    /// What carries its messages, where it is not the broker's own function.
+    machine: OnceLock<Mutex<Machine>>,
 }
 
 /// The fields of an entry that tests look at.
@@ -138,14 +144,36 @@ pub fn message(opcode: u32, unique: u64, node: u64, uid: u32, body: &[u8]) -> Ve
 impl Guest {
     pub fn new(share: &Path, options: Options) -> Self {
         let broker = Broker::open(share, options).unwrap();
-        Self { broker, uid: 1000 }
+        Self {
+            broker: Arc::new(broker),
+            uid: 1000,
+            machine: OnceLock::new(),
+        }
+    }
+
+    /// Before it says anything.
+    pub fn limit(&mut self, quota: Quota) {
+        Arc::get_mut(&mut self.broker).unwrap().limit(quota);
+    }
+
+    fn say(&self, message: &[u8]) -> Vec<u8> {
+        if super::RINGED {
+            let machine = || Mutex::new(Machine::new(self.broker.clone()));
+            let machine = self.machine.get_or_init(machine).lock().unwrap();
+            let forgets = matches!(u32_at(message, 4), 2 | 42);
+            return match forgets {
+                true => machine.ask(HIGH_PRIORITY, message, 0),
+                false => machine.ask(REQUESTS, message, ROOM),
+            };
+        }
+        let mut out = Vec::new();
+        self.broker.answer(message, &mut out).unwrap();
+        out
     }
 
     /// What the broker answers after the header, or the number of its error. Nothing answered is empty.
     pub fn call(&self, opcode: u32, node: u64, body: &[u8]) -> Result<Vec<u8>, i32> {
-        let mut out = Vec::new();
-        let message = message(opcode, 7, node, self.uid, body);
-        self.broker.answer(&message, &mut out).unwrap();
+        let mut out = self.say(&message(opcode, 7, node, self.uid, body));
         if out.is_empty() {
             return Ok(out);
         }

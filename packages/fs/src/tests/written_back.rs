@@ -125,7 +125,7 @@ fn pages_are_written_as_a_whole_or_their_loss_is_told() {
         bytes: 4 * BLOCK,
         names: 10,
     };
-    guest.broker.limit(Quota::new(limits, None).unwrap());
+    guest.limit(Quota::new(limits, None).unwrap());
     guest.init();
     let (entry, handle) = guest.create(ROOT, "file", 1, 0o644).unwrap();
     let file = (entry.node, handle);

@@ -23,9 +23,10 @@ def machine(
     cpus: int = DEFAULT_CPUS,
     memory_mib: int = DEFAULT_MEMORY_MIB,
     more: tuple[Disk, ...] = (),
+    shares: tuple[str, ...] = (),
 ) -> VmSpec:
     """A sandbox's machine: /dev/vdb is the image, /dev/vdc the upper, then come `more`.
-    `scratch`: nobody will read the upper when the machine has ended."""
+    `shares` as in `VmSpec`. `scratch`: nobody will read the upper when the machine has ended."""
     return VmSpec(
         kernel=kernel.path,
         boot_disk=boot_disk.path,
@@ -36,6 +37,7 @@ def machine(
         ),
         vcpus=cpus,
         memory_mib=memory_mib,
+        shares=shares,
     )
 
 

@@ -116,6 +116,6 @@ def _place(package: str) -> str | None:
 
 def _environment() -> dict[str, str]:
     """The few variables a supervisor reads. Nothing else of the caller's: it may hold secrets."""
-    ours = ("MSB_QEMU", "MSB_KERNEL", "MSB_LIBKRUNFW", "MSB_CGROUP", "MSB_CONFINE")
+    ours = ("MSB_QEMU", "MSB_KERNEL", "MSB_LIBKRUNFW", "MSB_CGROUP", "MSB_CONFINE", "MSB_VIRTIOFS")
     wanted = ("PATH", *ours, "LANG", "LC_ALL", "TMPDIR")
     return {name: os.environ[name] for name in wanted if name in os.environ}

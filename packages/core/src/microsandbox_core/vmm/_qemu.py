@@ -32,7 +32,16 @@ from microsandbox_core.vmm._handover import Offer
 from microsandbox_core.vmm._making import Making, await_agent, await_end, await_mounted, discard, making
 from microsandbox_core.vmm._monitor import Attached, Detached, Monitor, load_commands, resume, save
 from microsandbox_core.vmm._process import Child, spawn
-from microsandbox_core.vmm._spec import MTU_LIMIT, Capability, Disk, DiskFormat, Isolation, Root, VmSpec
+from microsandbox_core.vmm._spec import (
+    MAX_DEVICES,
+    MTU_LIMIT,
+    Capability,
+    Disk,
+    DiskFormat,
+    Isolation,
+    Root,
+    VmSpec,
+)
 from microsandbox_core.vmm._vmdk import read_extents, write_descriptor
 
 if TYPE_CHECKING:
@@ -93,6 +102,7 @@ class QemuVm:
         monitor: socket.socket | None = None,
         template: str | None = None,
         memory_mib: int = 0,
+        shares: dict[str, socket.socket] | None = None,
     ) -> None:
         self._child = child
         self._monitor = monitor
@@ -103,6 +113,7 @@ class QemuVm:
         self.console = console
         self.network = network
         self.template = template
+        self.shares = shares or {}
 
     @property
     def pid(self) -> int:
@@ -221,15 +232,33 @@ class Qemu:
         spec.check()
         files: list[int] = []
         ours, theirs = socket.socketpair()
+        shares = {tag: socket.socketpair() for tag in spec.shares[: _room(spec)]}
         try:
             disks = self._disks(spec, files)
             more = _monitor(theirs.fileno())
-            return self._spawn(spec, disks, [*files, theirs.fileno()], more, monitor=ours)
+            for tag, (_, peer) in shares.items():
+                files.append(os.dup(peer.fileno()))
+                more += _share(tag, files[-1])
+            vm = self._spawn(
+                spec,
+                disks,
+                [*files, theirs.fileno()],
+                more,
+                shared=bool(shares),
+                monitor=ours,
+            )
         except BaseException:
             ours.close()
+            for end, _ in shares.values():
+                end.close()
             raise
+        else:
+            vm.shares = {tag: end for tag, (end, _) in shares.items()}
+            return vm
         finally:
             theirs.close()
+            for _, peer in shares.values():
+                peer.close()
             for descriptor in files:
                 os.close(descriptor)
 
@@ -378,6 +407,7 @@ class Qemu:
         more: list[str],
         *,
         memory: str | None = None,
+        shared: bool = False,
         offer: Offer | None = None,
         monitor: socket.socket | None = None,
         template: str | None = None,
@@ -388,7 +418,7 @@ class Qemu:
         try:
             numbers = [peer.fileno() for _, peer in pairs]
             child = spawn(
-                [*self._arguments(spec, disks, memory, *numbers), *more],
+                [*self._arguments(spec, disks, memory, *numbers, shared=shared), *more],
                 inherit=[*files, *numbers],
                 output=console_peer.fileno(),
                 readable=readable,
@@ -404,14 +434,26 @@ class Qemu:
         return QemuVm(child, self.isolation, agent, console, network, monitor, template, spec.memory_mib)
 
     def _arguments(
-        self, spec: VmSpec, disks: list[str], memory: str | None, agent: int, console: int, network: int
+        self,
+        spec: VmSpec,
+        disks: list[str],
+        memory: str | None,
+        agent: int,
+        console: int,
+        network: int,
+        *,
+        shared: bool = False,
     ) -> list[str]:
         kvm = self.isolation is Isolation.KVM
         # Under TCG the timer and interrupt controller of old are needed for a stable clock.
         machine = f"microvm,acpi=off,rtc=on,pit=on,pic=on,accel={'kvm' if kvm else 'tcg'}"
         file = []
-        if memory is not None:
+        if memory is not None or shared:
             machine += ",memory-backend=ram"
+        if shared:
+            # Sealed, so that whoever maps it need not fear for its length.
+            file = ["-object", f"memory-backend-memfd,id=ram,size={spec.memory_mib}M,share=on,seal=on"]
+        elif memory is not None:
             file = ["-object", f"memory-backend-file,id=ram,size={spec.memory_mib}M,mem-path={memory}"]
         return [
             str(self.binary),
@@ -444,6 +486,19 @@ class Qemu:
 
 def _monitor(descriptor: int) -> list[str]:
     return ["-chardev", f"socket,id=monitor,fd={descriptor}", "-mon", "chardev=monitor,mode=control"]
+
+
+def _room(spec: VmSpec) -> int:
+    """How many virtio-fs devices the machine gets, of those it may have."""
+    most = env.value(env.MSB_VIRTIOFS)
+    room = MAX_DEVICES - len(spec.disks)
+    return min(room, int(most)) if most is not None and most.isdecimal() else room
+
+
+def _share(tag: str, descriptor: int) -> list[str]:
+    # As many places as a queue may have: a message takes one for each page of it.
+    device = f"vhost-user-fs-device,chardev=device-{tag},tag={tag},queue-size=1024"
+    return ["-chardev", f"socket,id=device-{tag},fd={descriptor}", "-device", device]
 
 
 def _placeholders(spec: VmSpec) -> list[str]:

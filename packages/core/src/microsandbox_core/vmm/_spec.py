@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -49,6 +50,10 @@ the random number generator and the network card take one each. QEMU has more on
 controller, for which it wants ACPI, or a PCI bus; libkrunfw's kernel has neither."""
 
 
+MAX_DEVICES = 4
+"""Disks after the boot disk, and directories served by virtio-fs, together: the same slots."""
+
+
 MAX_PORTS = 29
 """Console ports that a machine can be given beside the two that it has."""
 
@@ -71,13 +76,15 @@ class Disk(NamedTuple):
 
 
 class VmSpec(NamedTuple):
-    """A machine: `disks` become /dev/vdb, /dev/vdc, ... after the boot disk, in this order."""
+    """A machine: `disks` become /dev/vdb, /dev/vdc, ... after the boot disk, in this order. `shares`: tags of
+    directories that it may be given a virtio-fs device for, the first ones first; see `Vm.shares`."""
 
     kernel: Path
     boot_disk: Path
     disks: tuple[Disk, ...] = ()
     vcpus: int = 1
     memory_mib: int = 512
+    shares: tuple[str, ...] = ()
 
     def check(self) -> None:
         """Raise `SpecInvalid` naming the first value that no driver can build."""
@@ -161,6 +168,12 @@ class Vm(Protocol):
     @property
     def template(self) -> str | None:
         """The key of the template it was started from; None if its kernel was booted."""
+
+    @property
+    def shares(self) -> Mapping[str, socket.socket]:
+        """Stream sockets at whose other ends it waits for somebody to be the virtio-fs device of a tag
+        (vhost-user); only the tags of `VmSpec.shares` that it has a device for. A machine that comes from
+        another one's memory has none: nobody but the VMM can share its own with it."""
 
     @property
     def monitor(self) -> int | None:

@@ -1,5 +1,5 @@
 """Directories and files of the host in the guest: for each a console port, and a thread that answers what the
-guest's kernel asks through it.
+guest's kernel asks through it, or by a device of virtio-fs, if the machine has one for it.
 
 Imported for sandboxes that have one.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from microsandbox_core.vmm import Vm
-from microsandbox_fs import Broker, Cache, MalformedMessage, Ownership, Quota, ShareOptions
+from microsandbox_fs import Broker, Cache, Device, MalformedMessage, Ownership, Quota, ShareOptions
 
 from microsandbox._config import MountConfig
 from microsandbox.errors import StartError
@@ -30,19 +30,57 @@ _MARK = b"MSBF"
 _END_TIME = 5.0  # seconds for what was asked before the machine ended
 
 
+def tags(mounts: Sequence[MountConfig]) -> tuple[str, ...]:
+    """Names of the shares among `mounts` for which virtio-fs will do. It knows neither single files nor what
+    the host has to tell."""
+    shared = [mount for mount in mounts if mount.kind != "disk"]
+    return tuple(
+        _tag(number)
+        for number, mount in enumerate(shared)
+        if not mount.watch and os.path.isdir(mount.source)  # noqa: PTH112 - pathlib is not imported here
+    )
+
+
+def devices(vm: Vm) -> Mapping[str, Device]:
+    """Become the devices for which `vm` waits, by their tags. What the guest asks waits for `Shares`."""
+    opened = {}
+    for tag, end in vm.shares.items():
+        with end:
+            opened[tag] = Device(end)
+    return opened
+
+
+def _name(number: int) -> str:
+    return f"msb.fs.{number}"
+
+
+def _tag(number: int) -> str:
+    # Programs of the guest see it in their tables of mounts.
+    return f"share{number}"
+
+
 class Shares:
     """The shares of one machine. They end with it; `join` waits for that."""
 
-    def __init__(self, vm: Vm, mounts: Sequence[MountConfig], user: str | None, directory: Path) -> None:
-        """Give `vm`, which runs, a port for each; `directory` is the sandbox's. Raises `CoreError`, and
-        `StartError` for what cannot be shared any more."""
+    def __init__(
+        self,
+        vm: Vm,
+        mounts: Sequence[MountConfig],
+        user: str | None,
+        directory: Path,
+        devices: Mapping[str, Device] | None = None,
+    ) -> None:
+        """Give `vm`, which runs, a port for each; `directory` is the sandbox's, `devices` are those of the
+        machine. Raises `CoreError`, and `StartError` for what cannot be shared any more."""
         self._user = user
+        devices = devices or {}
         if any(mount.mode != "share" or mount.guest for mount in mounts):
             from microsandbox.supervisor._workspaces import record
 
             mounts = record(directory, mounts)
         self._shares = [
-            _Share(vm.add_port(f"msb.fs.{number}"), number, mount) for number, mount in enumerate(mounts)
+            _Share(vm.add_port(_name(number)), number, mount, devices.get(_tag(number)))
+            for number, mount in enumerate(mounts)
         ]
 
     def parameters(self) -> list[Mapping[str, Any]]:
@@ -57,13 +95,15 @@ class Shares:
 
 
 class _Share:
-    def __init__(self, port: socket.socket, number: int, mount: MountConfig) -> None:
+    def __init__(self, port: socket.socket, number: int, mount: MountConfig, device: Device | None) -> None:
         self._port = port
         self._number = number
-        self._name = name = f"msb.fs.{number}"
+        self._name = name = _name(number)
         self._mount = mount
         self._is_file = not os.path.isdir(mount.source)  # noqa: PTH112 - pathlib is not imported here
         self._watched = mount.watch and not self._is_file
+        # It was a directory when the machine was started.
+        self._device = None if self._is_file else device
         self.thread = threading.Thread(target=self._run, name=name, daemon=True)
         self.thread.start()
 
@@ -79,6 +119,7 @@ class _Share:
             "target": os.fsencode(self._mount.target),
             "kind": "file" if self._is_file else "fuse",
             "port": self._name,
+            **({"device": _tag(self._number)} if self._device is not None else {}),
             "owner": user or None,
             "read_only": self._mount.read_only,
             "flags": list(self._mount.flags),
@@ -92,6 +133,10 @@ class _Share:
         except (OSError, MalformedMessage) as error:
             # The guest is told by the end of the port, and answers EIO to its programs.
             sys.stderr.write(f"{self._mount.target} is shared no more: {error}\n")
+        finally:
+            if self._device is not None:
+                # There is no such end of a device.
+                self._device.refuse()
 
     def _serve(self) -> None:
         greeting = self._port.recv(_GREETING.size, socket.MSG_WAITALL)
@@ -111,7 +156,11 @@ class _Share:
             watch=self._watched,
             quota=_quota(mount),
         )
-        Broker(mount.source, options).serve(self._port)
+        broker = Broker(mount.source, options)
+        if self._device is None:
+            broker.serve(self._port)
+        else:
+            broker.serve_device(self._device)
 
 
 def _quota(mount: MountConfig) -> Quota | None:

@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from microsandbox_core.channel import Control
     from microsandbox_core.relay import Answer
     from microsandbox_core.relay_server import Timer
+    from microsandbox_fs import Device
 
     from microsandbox.supervisor._disks import Disks
     from microsandbox.supervisor._exec_log import ExecLog
@@ -142,6 +143,7 @@ class Supervision:
         self._network: SandboxNetwork | None = None
         self._mounts = [MountConfig.from_plain(mount) for mount in launch.mounts]
         self._shares: Shares | None = None
+        self._devices: Mapping[str, Device] = {}
         self._disks: Disks | None = None
         self._standstill: Standstill | None = None
         self._silence: Timer | None = None
@@ -191,10 +193,12 @@ class Supervision:
 
     def _start_vm(self, *, cold: bool) -> Vm:
         launch = self._launch
+        shares: tuple[str, ...] = ()
         if self._mounts:
-            from microsandbox.supervisor._shares import check_sources
+            from microsandbox.supervisor._shares import check_sources, tags
 
             check_sources(self._mounts)
+            shares = tags(self._mounts)
         if self._disks is None and any(mount.kind != "bind" for mount in self._mounts):
             from microsandbox.supervisor._disks import Disks
 
@@ -217,6 +221,7 @@ class Supervision:
             cpus=launch.cpus,
             memory_mib=launch.memory_mib,
             more=self._disks.attached() if self._disks is not None else (),
+            shares=shares,
         )
         # What a machine and a copy of it have in common, and a later installation may not.
         self._basis = basis_of(kernel.digest, boot_disk.digest, driver.binary)
@@ -241,6 +246,11 @@ class Supervision:
                 self._home, driver, spec, kernel, boot_disk,
                 cold=cold, note=self._note_cold, phase=self._tell_phase,
             )  # fmt: skip
+        if vm.shares:
+            from microsandbox.supervisor._shares import devices
+
+            # QEMU waits for them before the guest's first instruction.
+            self._devices = devices(vm)
         self._mark("spawn")
         # What the sandbox really gets, for everyone who asks later: the choice may differ at the next start.
         self._life = self._life._replace(isolation=str(vm.isolation), vmm_pid=vm.pid)
@@ -455,7 +465,7 @@ class Supervision:
             from microsandbox.supervisor._shares import Shares
 
             shared = [mount for mount in self._mounts if mount.kind != "disk"]
-            self._shares = Shares(self._vm, shared, self._launch.user, self._directory.path)
+            self._shares = Shares(self._vm, shared, self._launch.user, self._directory.path, self._devices)
             disks = [] if self._disks is None else self._disks.parameters(self._launch.security)
             request["mounts"] = [*self._shares.parameters(), *disks]
         if self._network is not None:
