@@ -15,6 +15,8 @@ pub type Memory = GuestMemoryMmap<()>;
 
 /// Most bytes of an answer: as many as a READ has, and its header.
 const MOST_ROOM: usize = MAX_MESSAGE;
+/// How often an empty queue is looked at that says it is none.
+const TRIES: usize = 8;
 /// Where the header of a request has what only a stream's carrier may set, and the guest's kernel leaves 0.
 const PADDING: std::ops::Range<usize> = 38..40;
 
@@ -309,7 +311,8 @@ impl State {
         let Some(memory) = self.memory.clone().filter(|_| self.runs()) else {
             return Ok(None);
         };
-        loop {
+        // Something may come between the two looks, but not so that there is nothing again.
+        for _ in 0..TRIES {
             match self
                 .queue
                 .iter(memory.clone())
@@ -330,6 +333,7 @@ impl State {
                 Err(_) => return Err(self.broken("it has more requests than places")),
             }
         }
+        Err(self.broken("its requests come and go"))
     }
 }
 

@@ -204,17 +204,21 @@ fn a_broken_queue_ends_the_share_and_nothing_else() {
     let home = Home::new();
     let machine = machine(&home, EVENTS);
     machine.lie(REQUESTS, SIZE + 1);
+    assert!(matches!(machine.end(), Err(Failure::Ring(_))));
     // Nothing comes by it any more, and the other one is given back what it asks.
-    assert_eq!(machine.answer_within(REQUESTS, 200), None);
     let forget = message(2, 7, ROOT, 0, &1u64.to_le_bytes());
     assert!(machine.ask(HIGH_PRIORITY, &forget, 0).is_empty());
-    assert!(matches!(machine.off(), Err(Failure::Ring(_))));
+    assert_eq!(machine.answer_within(REQUESTS, 50), None);
 
     // A chain that begins beyond the table can be given back to nobody.
     let machine = self::machine(&home, 0);
     machine.offer(REQUESTS, SIZE);
-    assert_eq!(machine.answer_within(REQUESTS, 200), None);
-    assert!(machine.off().is_err());
+    let ended = machine.end();
+    assert!(matches!(
+        ended,
+        Err(Failure::Malformed(_) | Failure::Ring(_))
+    ));
+    assert_eq!(machine.answer_within(REQUESTS, 50), None);
     home.intact();
 }
 
@@ -296,7 +300,8 @@ fn address() -> impl Strategy<Value = u64> {
         (0u64..64).prop_map(|near| ASKED + near),
         (0u64..64).prop_map(|near| SAID + near),
         (0u64..64).prop_map(|near| HIGH_END - near),
-        (0u64..0x10000).prop_map(|near| near * 16),
+        // Not in the queues themselves, where an answer could be lost.
+        (0x2000u64..0x10000).prop_map(|near| near * 16),
         any::<u64>(),
     ]
 }
@@ -309,8 +314,7 @@ fn descriptor() -> impl Strategy<Value = Descriptor> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Whatever is in the tables: every chain is given back once, with no more than it has room for, or the queue is
-    /// broken; it never hangs, and nothing outside changes.
+    /// Whatever is in the tables, every chain is given back; it never hangs, and nothing outside changes.
     #[test]
     fn any_chains_are_given_back(
         direct in prop::collection::vec(descriptor(), 16),
@@ -322,14 +326,16 @@ proptest! {
         machine.lay(&lookup(9), 0);
         machine.describe(ASKED + 48, 0, &indirect);
         machine.describe(Machine::table(HIGH_PRIORITY), 0, &direct);
-        // What is answered may lie in the tables: those of the queue that is looked at are not near.
         for head in &heads {
             machine.offer(HIGH_PRIORITY, *head);
         }
-        let broken = (0..heads.len()).any(|_| machine.answer_within(HIGH_PRIORITY, 300).is_none());
+        let mut given: Vec<u32> = heads.iter().map(|_| machine.answer(HIGH_PRIORITY).0).collect();
+        let mut offered: Vec<u32> = heads.into_iter().map(u32::from).collect();
+        given.sort_unstable();
+        offered.sort_unstable();
+        prop_assert_eq!(given, offered);
         let ended = machine.off();
-        prop_assert!(!matches!(ended, Err(Failure::Broken | Failure::System(..))), "{ended:?}");
-        prop_assert!(!broken || matches!(ended, Err(Failure::Ring(_) | Failure::Malformed(_))), "{ended:?}");
+        prop_assert!(matches!(ended, Ok(()) | Err(Failure::Malformed(_))), "{ended:?}");
         home.intact();
     }
 }

@@ -9,6 +9,7 @@ use rustix::fs::{MemfdFlags, SealFlags};
 use std::fs::File;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{channel, Receiver};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use vhost::vhost_user::{Frontend, VhostUserFrontend, VhostUserProtocolFeatures};
@@ -49,7 +50,8 @@ pub struct Machine {
     pub frontend: Frontend,
     device: Arc<Device>,
     rings: [Mutex<Ring>; 2],
-    served: Option<JoinHandle<Result<(), Failure>>>,
+    ended: Mutex<Receiver<Result<(), Failure>>>,
+    thread: Option<JoinHandle<()>>,
 }
 
 struct Ring {
@@ -103,11 +105,10 @@ impl Machine {
     pub fn with(broker: Arc<Broker>, features: u64) -> Self {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let device = Arc::new(Device::open(theirs.into()).unwrap());
-        let served = device.clone();
-        let served = std::thread::spawn(move || {
-            let ended = served.serve(&broker, 2);
+        let (served, (told, ended)) = (device.clone(), channel());
+        let thread = std::thread::spawn(move || {
+            let _ = told.send(served.serve(&broker, 2));
             served.refuse().unwrap();
-            ended
         });
         let memory = memory(SealFlags::SHRINK | SealFlags::GROW);
         let mut frontend = Frontend::from_stream(ours, 2);
@@ -136,7 +137,8 @@ impl Machine {
             frontend,
             device,
             rings: [ring(), ring()],
-            served: Some(served),
+            ended: Mutex::new(ended),
+            thread: Some(thread),
         };
         machine.start(HIGH_PRIORITY, 0);
         machine.start(REQUESTS, 0);
@@ -301,17 +303,23 @@ impl Machine {
     }
 
     /// Switches it off; why it was served no more.
-    pub fn off(mut self) -> Result<(), Failure> {
+    pub fn off(self) -> Result<(), Failure> {
         self.device.stop();
-        self.served.take().expect("once").join().unwrap()
+        self.end()
+    }
+
+    /// Why it is served no more, once it is not.
+    pub fn end(&self) -> Result<(), Failure> {
+        let long = std::time::Duration::from_secs(20);
+        self.ended.lock().unwrap().recv_timeout(long).unwrap()
     }
 }
 
 impl Drop for Machine {
     fn drop(&mut self) {
         self.device.stop();
-        if let Some(served) = self.served.take() {
-            let _ = served.join();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
         }
     }
 }
