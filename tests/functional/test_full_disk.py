@@ -93,6 +93,8 @@ def test_a_guest_that_fills_the_disk(disk: SmallDisk) -> None:
     disk.fill()
     script = "dd if=/dev/zero of=/root/big bs=1M count=64 && sync"
     assert "ended while sh was running" in msb("exec", "dev", "--", "sh", "-c", script).failed(125)
+    # Commands hear of it before it is on record.
+    msb("wait", "dev").succeeded()
     # There is room for this in the place of the record before.
     (shown,) = json.loads(msb("inspect", "dev").succeeded().out)
     assert (shown["status"], shown["end"]["cause"]) == ("crashed", "silent")

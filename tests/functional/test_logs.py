@@ -92,8 +92,10 @@ def test_following_a_sandbox_that_is_killed_ends(msb: Msb, dev: str) -> None:
     with msb.start("logs", "-f", dev) as follower:
         msb("exec", dev, "--", "echo", "up").succeeded()
         assert follower.line() == b"up\n"
-        msb.host.sandbox().supervisor.kill()
+        running = msb.host.sandbox()
+        running.supervisor.kill()
         follower.finish().succeeded()
+    running.vmm.wait_gone(within=60)
     # What was written is there, and the next life goes on behind it.
     assert msb("logs", dev).succeeded().out == b"up\n"
     msb("start", dev).succeeded()

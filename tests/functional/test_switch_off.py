@@ -21,6 +21,8 @@ def test_a_guest_that_halts_is_seen_to(msb: Msb, command: str, options: tuple[st
         assert done.code == 125
         assert "the sandbox 'dev' ended while" in done.complaint
         assert sleeping.finish().code == 125
+    # Commands hear of it before the machine has gone and that is on record.
+    msb("wait", "dev").succeeded()
     (shown,) = json.loads(msb("inspect", "dev").succeeded().out)
     assert (shown["status"], shown["end"]["cause"]) == ("stopped", "guest")
     # And not found out by the heartbeat, which would say that the guest did not answer.
