@@ -17,8 +17,6 @@ const GATHER: Duration = Duration::from_millis(20);
 const PAUSE: Duration = Duration::from_millis(100);
 /// Names in a batch.
 const BATCH: usize = 256;
-/// An agentd that has not answered for so long will not.
-const PATIENCE: Duration = Duration::from_secs(10);
 /// How often what cannot be watched is looked at.
 const LOOK: Duration = Duration::from_secs(2);
 /// Entries that are looked at in one go.
@@ -35,7 +33,6 @@ pub fn run(broker: &Broker, watch: &Watch, send: impl Fn(&[u8]) -> bool) {
         pending: Pending::default(),
         due: None,
         earliest: now,
-        sent: now,
         look: now + LOOK,
         drained: nanoseconds(),
         looked: HashMap::new(),
@@ -55,7 +52,6 @@ struct Watcher<'a> {
     /// When what is pending is told.
     due: Option<Instant>,
     earliest: Instant,
-    sent: Instant,
     look: Instant,
     /// When all events had been read, in nanoseconds since 1970.
     drained: i64,
@@ -86,12 +82,14 @@ impl Watcher<'_> {
         } else if self.due.is_none() {
             self.due = Some(self.earliest.max(now + GATHER));
         }
-        let acknowledged = self.watch.state().acknowledged || now > self.sent + PATIENCE;
+        // However long that takes: while a guest stands still nothing of a batch is done, and what it would be
+        // told beside it would take the place of names that it has not heard of yet.
+        let acknowledged = self.watch.state().acknowledged;
         if acknowledged && self.due.is_some_and(|due| now >= due) {
             let message = self.batch();
             self.due = None;
             if !message.is_empty() {
-                (self.sent, self.earliest) = (now, now + PAUSE);
+                self.earliest = now + PAUSE;
                 self.watch.state().acknowledged = false;
                 if !send(&message.finish()) {
                     return None;
@@ -103,9 +101,6 @@ impl Watcher<'_> {
             return Some(Some(Duration::ZERO));
         }
         let mut wake = self.due.filter(|_| acknowledged);
-        if self.due.is_some() && !acknowledged {
-            wake = Some(self.sent + PATIENCE + GATHER);
-        }
         if !self.watch.state().unwatched.is_empty() {
             wake = Some(wake.map_or(self.look, |wake| wake.min(self.look)));
         }
