@@ -21,6 +21,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from microsandbox_core import env
 from microsandbox_core.bootdisk import build
@@ -62,8 +63,8 @@ class Machine(Qemu):
 
     netdev: str | None = None
 
-    def _arguments(self, *given: object) -> list[str]:
-        arguments = super()._arguments(*given)  # type: ignore[arg-type]
+    def _arguments(self, *given: Any, **more: Any) -> list[str]:
+        arguments = super()._arguments(*given, **more)
         if self.netdev is not None:
             arguments[arguments.index("-netdev") + 1] = self.netdev
         return arguments
