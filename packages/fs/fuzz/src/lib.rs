@@ -1,18 +1,21 @@
 //! What is fuzzed: each target takes any bytes and panics if a promise does not hold for them.
 
 mod request;
+mod ring;
 mod session;
 mod stream;
 
 pub use request::request;
+pub use ring::ring;
 pub use session::session;
 pub use stream::stream;
 
 use microsandbox_fuzz::Target;
 
 /// All of them.
-pub const TARGETS: [Target; 3] = [
+pub const TARGETS: [Target; 4] = [
     ("request", request),
+    ("ring", ring),
     ("session", session),
     ("stream", stream),
 ];

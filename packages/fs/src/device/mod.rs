@@ -10,7 +10,7 @@
 //! learn of it, and would wait. Only a guest that has broken its own queue waits, for that share.
 
 mod front;
-mod ring;
+pub mod ring;
 
 use crate::broker::Broker;
 use crate::confine;

@@ -162,14 +162,19 @@ impl Ring {
                 return Ok(None);
             }
             let kick = {
-                let mut state = lock(&self.state);
-                if let Some(request) = state.take()? {
+                if let Some(request) = self.look()? {
                     return Ok(Some(request));
                 }
+                let state = lock(&self.state);
                 state.kick.clone().filter(|_| state.runs())
             };
             self.wait(kick.as_deref())?;
         }
+    }
+
+    /// The next request, if there is one.
+    pub fn look(&self) -> Result<Option<Request>, Failure> {
+        lock(&self.state).take()
     }
 
     fn wait(&self, kick: Option<&OwnedFd>) -> Result<(), Failure> {
