@@ -1,8 +1,14 @@
 """What every run of tests has, whichever tests they are."""
 
+import signal
+
 from hypothesis import HealthCheck, settings
 
 pytest_plugins = ["tests.support.beside"]
+
+# A shell ignores it for what it leaves in the background, and so would every program that the tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long an example takes is what the other processes of this machine leave of it, and says nothing of what
 # is tested: by default one of 200 ms fails its test, and so does drawing examples slowly.
