@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, settings
 
 pytest_plugins = ["tests.support.beside"]
 
-# A shell ignores it for what it leaves in the background, and so would every program that the tests interrupt.
+# A shell ignores it for what runs in the background, and so would each program that the tests interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
