@@ -155,7 +155,7 @@ def test_what_does_not_run_cannot_be_paused(msb: Msb, dev: str) -> None:
 def test_a_fork_goes_on_and_is_somebody_else(msb: Msb, dev: str) -> None:
     (made,) = _fork(msb, dev, "kid")
     assert (made["name"], made["source"]) == ("kid", "dev")
-    assert made["pause_ms"] > 0
+    assert 0 < made["pause_ms"] < 500
     assert made["memory_bytes"] > 0
     assert made["upper_bytes"] >= 0
     who = "hostname; cat /etc/hostname /etc/machine-id; head -c 32 /dev/urandom | od -An -tx8 | tr -d '\\n'"
@@ -260,7 +260,7 @@ def test_a_fork_while_the_guest_writes(msb: Msb, dev: str, host: Host) -> None:
         lambda: int(_sh(msb, dev, "ls /root/d 2>/dev/null | wc -l")) > 1, within=60, what="files in the guest"
     )
     (made,) = _fork(msb, dev, "kid")
-    assert made["pause_ms"] > 0
+    assert 0 < made["pause_ms"] < 500
     assert _counts(msb, "kid")
     assert _counts(msb, dev)
     msb("stop", dev, "kid").succeeded()
