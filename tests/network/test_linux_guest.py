@@ -26,9 +26,12 @@ HELLO = b"\0hello"
 """Begins neither like TLS nor like HTTP, so that nobody waits for a name."""
 
 
-@pytest.fixture
-def guest(internet: Internet) -> Iterator[LinuxGuest]:
-    with LinuxGuest(internet, Policy.public_only()) as guest:
+LINKS = pytest.mark.parametrize("direct", [False, True], ids=["socket", "TAP"])
+
+
+@pytest.fixture(params=[False, True], ids=["socket", "TAP"])
+def guest(internet: Internet, request: pytest.FixtureRequest) -> Iterator[LinuxGuest]:
+    with LinuxGuest(internet, Policy.public_only(), direct=request.param) as guest:
         yield guest
 
 
@@ -58,9 +61,10 @@ def ping(guest: LinuxGuest, address: str, data: bytes) -> bytes:
 
 
 @FAMILIES
+@LINKS
 @pytest.mark.parametrize("mtu", [1500, 65520])
-def test_bytes_arrive_whole_both_ways(internet: Internet, address: str, mtu: int) -> None:
-    with LinuxGuest(internet, Policy.public_only(), mtu=mtu) as guest:
+def test_bytes_arrive_whole_both_ways(internet: Internet, address: str, mtu: int, direct: bool) -> None:
+    with LinuxGuest(internet, Policy.public_only(), mtu=mtu, direct=direct) as guest:
         head, body = get(guest, address, f"/size/{32 * MEGABYTE}")
         assert head.startswith(b"HTTP/1.1 200")
         assert body == pattern(32 * MEGABYTE)

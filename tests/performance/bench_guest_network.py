@@ -23,11 +23,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from microsandbox.supervisor.network import EMULATED_STAY_AWAKE
 from microsandbox_core import env
 from microsandbox_core.bootdisk import build
 from microsandbox_core.kernel import ensure_kernel
 from microsandbox_core.upper import mke2fs
-from microsandbox_core.vmm import Disk, VmSpec
+from microsandbox_core.vmm import Disk, Isolation, VmSpec
 from microsandbox_core.vmm._qemu import Qemu, QemuVm, find_qemu
 from microsandbox_core.vmm._tsc import tsc_khz
 from microsandbox_net import Policy, Stack
@@ -139,6 +140,8 @@ def contest(name: str, mtu: int, load: str, seconds: float) -> Figures:
         carrier, nameserver = os.getpid(), ROUTER[0]
         if name == OURS:
             config = CONFIG._replace(mtu=mtu, nameservers=(ROUTER[0],))
+            if guest.vm.isolation is Isolation.EMULATED:
+                config = config._replace(stay_awake=EMULATED_STAY_AWAKE)
             closing.callback(Stack(link, config, Policy.public_only()).stop)
             nameserver = GATEWAY[0]
         elif name == PASST:

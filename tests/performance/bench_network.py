@@ -3,10 +3,10 @@
     python tests/performance/bench_network.py [--seconds 2] [--mtu 1500,65520] [--only passt,...]
         [--load all|own|iperf3]
 
-The guest is a network namespace with a TAP. The stack and passt take its frames from the same small bridge,
-pasta and slirp4netns take them from the TAP themselves, which is one copy less. All are given the same guest,
-the same servers and the same MTU in the same run; what is not installed is named and left out. The time
-of the processor is that of the program that is measured, without the bridge.
+The guest is a network namespace with a TAP. pasta and slirp4netns read it themselves, and so does the stack
+where it is compared with them; passt takes frames from a small bridge, and so does the stack beside it. All
+are given the same guest, the same servers and the same MTU in the same run; what is not installed is named
+and left out. The time of the processor is that of the program that is measured, without the bridge.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from network_contest import (
     IPERF3,
     LOAD,
     OURS,
+    OURS_TAP,
     ROOT,
     ROWS,
     Figures,
@@ -109,11 +110,24 @@ def stack(internet: Internet, mtu: int) -> Iterator[Contestant]:
     """Ours."""
     near, far = _link()
     with near, far:
-        module = "tests.support.stack_process"
-        arguments = [str(far.fileno()), str(mtu), "public-only", ROUTER[0]]
-        process = host_process(internet, sys.executable, "-m", module, *arguments, descriptors=[far.fileno()])
+        process = _stack(internet, mtu, far.fileno())
         guest = TapGuest(near, mtu=mtu)
     yield from _running(Contestant(guest.namespace, process, GATEWAY[0]), guest)
+
+
+@contextmanager
+def stack_on_tap(internet: Internet, mtu: int) -> Iterator[Contestant]:
+    """Ours, without the bridge."""
+    guest = TapGuest(None, mtu=mtu)
+    process = _stack(internet, mtu, guest.tap)
+    guest.take_tap()
+    yield from _running(Contestant(guest.namespace, process, GATEWAY[0]), guest)
+
+
+def _stack(internet: Internet, mtu: int, link: int) -> subprocess.Popen[bytes]:
+    arguments = [str(link), str(mtu), "public-only", ROUTER[0]]
+    line = [sys.executable, "-m", "tests.support.stack_process", *arguments]
+    return host_process(internet, *line, descriptors=[link])
 
 
 @contextmanager
@@ -187,7 +201,13 @@ def _wait(contestant: Contestant) -> None:
     raise RuntimeError("no byte came back")
 
 
-CONTESTANTS = {OURS: stack, "passt": passt, "pasta": pasta, "slirp4netns": slirp4netns}
+CONTESTANTS = {
+    OURS: stack,
+    "passt": passt,
+    OURS_TAP: stack_on_tap,
+    "pasta": pasta,
+    "slirp4netns": slirp4netns,
+}
 
 
 def contest(internet: Internet, name: str, mtu: int, load: str, seconds: float) -> Figures:
@@ -203,7 +223,7 @@ def contest(internet: Internet, name: str, mtu: int, load: str, seconds: float) 
 def main(arguments: list[str] | None = None) -> int:
     """All contestants that there are."""
     options = parser(__doc__, list(CONTESTANTS)).parse_args(arguments)
-    programs = {name: name for name in CONTESTANTS if name != OURS}
+    programs = {name: name for name in CONTESTANTS if name not in (OURS, OURS_TAP)}
     hold(options, "", programs, contest)
     return 0
 

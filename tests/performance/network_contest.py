@@ -22,6 +22,9 @@ from tests.support.namespace import why_not  # noqa: E402
 
 LOAD = Path(__file__).with_name("network_load.py")
 OURS = "microsandbox"
+OURS_TAP = "ours on a TAP"
+ON_TAP = (OURS_TAP, "pasta", "slirp4netns")
+"""Who reads the guest's TAP itself: compared with each other."""
 QUESTIONS = 40
 IPERF3 = "iperf3"
 
@@ -93,7 +96,7 @@ def measure(
 
 
 def show(figures: dict[str, Figures]) -> None:
-    """One line for each figure, with ours as a ratio to each of the others."""
+    """One line for each figure, with ours, on the same kind of link, as a ratio to each of the others."""
     labels = {mode: f"{text}, {unit}" for mode, (text, unit) in ROWS.items()}
     labels |= {
         f"{mode}: processor": "  processor, s/GB" if unit == "MB/s" else "  processor, us each"
@@ -108,10 +111,16 @@ def show(figures: dict[str, Figures]) -> None:
     for key in [key for key in [*keys, "idle"] if any(key in each for each in figures.values())]:
         values = [figures[name].get(key, float("nan")) for name in names]
         line = "".join(f"{value:14.2f}" if value < 10 else f"{value:14.0f}" for value in values)
-        if names[0] == OURS:
-            ratios = [f"{values[0] / value:.2f}" for value in values[1:] if value]
-            line += "   ratios " + " ".join(ratios)
+        ratios = [_ratio(name, key, figures) for name in names if name not in (OURS, OURS_TAP)]
+        if any(ratios):
+            line += "   ratios " + " ".join(ratio for ratio in ratios if ratio)
         fact(labels[key], line)
+
+
+def _ratio(name: str, key: str, figures: dict[str, Figures]) -> str:
+    ours = OURS_TAP if name in ON_TAP else OURS
+    mine, theirs = (figures.get(each, {}).get(key, 0.0) for each in (ours, name))
+    return f"{mine / theirs:.2f}" if mine and theirs else ""
 
 
 def parser(description: str | None, contestants: Sequence[str]) -> argparse.ArgumentParser:

@@ -1,5 +1,5 @@
-"""A guest without a machine: a network namespace whose TAP is bridged to the stream socket of a stack. The
-TCP of Linux talks to the stack as a kernel in a virtual machine does."""
+"""A guest without a machine: a network namespace whose TAP is the stack's link, or is bridged to the stream
+socket of one. The TCP of Linux talks to the stack as a kernel in a virtual machine does."""
 
 from __future__ import annotations
 
@@ -32,21 +32,25 @@ CONFIG = StackConfig(
 
 
 class TapGuest:
-    """A namespace with one interface, `eth0`, whose frames go through `link`: after 32-bit lengths. It has
-    the addresses of `GUEST`, and that of IPv6 only where `ipv6` says so."""
+    """A namespace with one interface, `eth0`, whose frames go through `link`: after 32-bit lengths. Without
+    one they are at the TAP itself, which `take_tap` hands over. It has the addresses of `GUEST`, and that of
+    IPv6 only where `ipv6` says so."""
 
-    def __init__(self, link: socket.socket, *, mtu: int = 1500, ipv6: bool = True) -> None:
+    def __init__(self, link: socket.socket | None, *, mtu: int = 1500, ipv6: bool = True) -> None:
         self._closing = ExitStack()
         self.namespace = Namespace()
         self._closing.callback(self.namespace.close)
         self._directory = directory = Path(self._closing.enter_context(TemporaryDirectory()))
-        program = self.program("bridge")
         tap = self.namespace.tap("eth0")
-        self.bridge_link = link.fileno()  # the same number there
-        self.bridge = subprocess.Popen([program, str(tap), str(link.fileno())], pass_fds=(tap, link.fileno()))
-        # Whoever holds the descriptor keeps the interface; that is the bridge alone from now on.
-        os.close(tap)
-        self._closing.callback(self._end)
+        self._tap = ExitStack()
+        self._closing.enter_context(self._tap)
+        # Whoever holds the descriptor keeps the interface.
+        self._tap.callback(os.close, tap)
+        if link is None:
+            self.tap = tap
+        else:
+            self._bridge(link.fileno(), tap)
+            self.take_tap()
         self.namespace.ip(
             f"""link set lo up
 link set eth0 address {GUEST_MAC} mtu {mtu}
@@ -62,6 +66,15 @@ route add default via {GATEWAY[0]}
         (directory / "resolv.conf").write_text(f"nameserver {GATEWAY[0]}\n")
         (directory / "hosts").write_text("127.0.0.1 localhost\n")
         self.files = {f"/etc/{name}": directory / name for name in ("resolv.conf", "hosts")}
+
+    def _bridge(self, link: int, tap: int) -> None:
+        self.bridge_link = link  # the same number there
+        self.bridge = subprocess.Popen([self.program("bridge"), str(tap), str(link)], pass_fds=(tap, link))
+        self._closing.callback(self._end)
+
+    def take_tap(self) -> None:
+        """Keep the interface no longer: whoever was given the descriptor does."""
+        self._tap.close()
 
     def program(self, name: str) -> Path:
         """`NAME.c` of this directory, as a program for `run`."""
@@ -85,19 +98,30 @@ route add default via {GATEWAY[0]}
 
 
 class LinuxGuest(TapGuest):
-    """Such a guest whose link goes to a stack that runs in the host's namespace of `internet`."""
+    """Such a guest whose link goes to a stack that runs in the host's namespace of `internet`. `direct`: the
+    stack has the TAP."""
 
-    def __init__(self, internet: Internet, policy: Policy, **changed: Any) -> None:
+    def __init__(self, internet: Internet, policy: Policy, *, direct: bool = False, **changed: Any) -> None:
+        config = CONFIG._replace(**changed)
+        ipv6 = config.ipv6 is not None
+        self.records: list[dict[str, Any]] = []
+        if direct:
+            super().__init__(None, mtu=config.mtu, ipv6=ipv6)
+            try:
+                self.stack = internet.host.inside(lambda: Stack(self.tap, config, policy))
+            except BaseException:
+                super().close()
+                raise
+            self.take_tap()
+            return
         near, far = socket.socketpair()
         with near, far:
-            config = CONFIG._replace(**changed)
             self.stack = internet.host.inside(lambda: Stack(far.fileno(), config, policy))
             try:
-                super().__init__(near, mtu=config.mtu, ipv6=config.ipv6 is not None)
+                super().__init__(near, mtu=config.mtu, ipv6=ipv6)
             except BaseException:
                 self.stack.stop()
                 raise
-        self.records: list[dict[str, Any]] = []
 
     def audit(self) -> list[dict[str, Any]]:
         """All records since the start."""

@@ -20,8 +20,10 @@ T = TypeVar("T")
 # sched.h and linux/if_tun.h
 CLONE_NEWNET = 0x40000000
 TUNSETIFF = 0x400454CA
+IFF_TUN = 0x0001
 IFF_TAP = 0x0002
 IFF_NO_PI = 0x1000
+IFF_VNET_HDR = 0x4000
 
 _PROGRAMS = ("ip", "nsenter", "unshare", "mount", "cc")
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -82,12 +84,13 @@ class Namespace:
             raise
         return made
 
-    def tap(self, name: str) -> int:
-        """The descriptor of a new interface that carries Ethernet frames, one with each read and write."""
+    def tap(self, name: str, flags: int = IFF_TAP | IFF_NO_PI) -> int:
+        """The descriptor of a new interface that carries Ethernet frames, one each read and write, unless
+        `flags` (linux/if_tun.h) say something else."""
 
         def make() -> int:
             descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
-            request = struct.pack("16sH22x", name.encode(), IFF_TAP | IFF_NO_PI)
+            request = struct.pack("16sH22x", name.encode(), flags)
             fcntl.ioctl(descriptor, TUNSETIFF, request)
             return descriptor
 

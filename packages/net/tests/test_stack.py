@@ -9,6 +9,7 @@ import socket
 import struct
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -161,6 +162,7 @@ def test_stopping_ends_the_thread_and_the_link(link: Link) -> None:
         ({"mtu": 1000}, 'mtu "1000" is not between 1280 and 65520'),
         ({"nameservers": ("localhost",)}, 'nameserver "localhost" is not an IP address'),
         ({"connect_timeout": 0.0}, "is not a number of seconds above 0"),
+        ({"stay_awake": 0.1}, 'stay_awake "0.1" is not a number of seconds from 0 to 0.001'),
         ({"max_connections": 0}, 'max_connections "0" is not at least 1'),
         ({"rates": (("both", 1, None, None, None),)}, 'rate "both" is neither egress nor ingress'),
         ({"rates": (("egress", None, 9, None, None),)}, "a burst of bytes needs bytes a second"),
@@ -173,7 +175,7 @@ def test_a_value_that_cannot_be_is_named(link: Link, changed: dict[str, Any], to
 
 
 def test_a_link_that_is_no_stream_is_refused(server: socket.socket) -> None:
-    with pytest.raises(ValueError, match="the link is not a stream socket"):
+    with pytest.raises(ValueError, match="the link is neither a stream socket nor a TAP"):
         Stack(server.fileno(), CONFIG, Policy.none())
 
 
@@ -183,6 +185,27 @@ QUESTION = bytes.fromhex("000701000001000000000000") + b"\x04GoOd\x07example\0" 
 def asked(guest: socket.socket) -> bytes:
     guest.sendall(datagram("192.0.2.53", 53, QUESTION))
     return receive(guest)[42:]
+
+
+def on_processor() -> int:
+    """Nanoseconds that threads of stacks have used (Linux: Documentation/scheduler/sched-stats.rst)."""
+    tasks = Path("/proc/self/task").iterdir()
+    stacks = [task for task in tasks if (task / "comm").read_text() == "msb-net\n"]
+    assert len(stacks) == 1
+    return int((stacks[0] / "schedstat").read_text().split()[0])
+
+
+def test_it_rests_once_nothing_follows(link: Link) -> None:
+    guest, far = link
+    with Stack(far.fileno(), CONFIG, Policy.none()):
+        for _ in range(100):
+            assert asked(guest)[3] & 15 == 3
+        for _ in range(int(PATIENCE / 0.1)):
+            before = on_processor()
+            assert not select.select([guest], [], [], 0.1)[0]
+            if on_processor() - before < 5_000_000:
+                return
+    pytest.fail("it does not stop asking")
 
 
 def test_allowed_names_get_addresses_that_stand_for_them(link: Link) -> None:

@@ -89,6 +89,10 @@ class StackConfig(NamedTuple):
     """Seconds for which an end that the guest repeats is acknowledged, after both sides ended."""
     naming_timeout: float = 5.0
     """Seconds that a client may take to state a name, where rules for names want one."""
+    stay_awake: float = 100e-6
+    """Seconds, up to 0.001, for which the thread asks for the next frame before it waits for one, as long as
+    frames have followed each other that closely: short exchanges take less time then, and more of a
+    processor. 0: it always waits, as it does where there is one processor."""
     audit_records: int = 4096
     """Records kept until `audit` is called; older ones give way and are counted."""
     rates: tuple[tuple[str, int | None, int | None, int | None, int | None], ...] = ()
@@ -111,14 +115,16 @@ class StackFailed(Exception):
 
 
 class Stack:
-    """A stack on `link`, the descriptor of a connected stream socket with Ethernet frames after 32-bit
-    big-endian lengths (QEMU's `-netdev stream`). Runs in a thread until the link or `stop` ends it.
+    """A stack on `link`: the descriptor of a connected stream socket with Ethernet frames after 32-bit
+    big-endian lengths (QEMU's `-netdev stream`), or of a TAP made with IFF_NO_PI and without IFF_VNET_HDR
+    (Linux: Documentation/networking/tuntap.rst), which does not block from then on. Runs in a thread until
+    the link or `stop` ends it.
 
     The descriptor is duplicated; the caller may close its own. When the stack ends, however that happens, the
-    link is shut down: a guest never has a network that nobody watches.
+    link is shut down, and a TAP has no carrier: a guest never has a network that nobody watches.
 
     Raises:
-        ValueError: a value of `config` that cannot be, or a link that is no stream socket.
+        ValueError: a value of `config` that cannot be, or a link that is neither of the two.
         PortUnavailable: a port of `config.ports` that cannot be bound; then none is.
         OSError: no thread or descriptor to be had.
     """

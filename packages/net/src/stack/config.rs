@@ -46,6 +46,8 @@ pub struct Limits {
     pub naming: Duration,
     /// How long a TCP flow rests before the guest is asked whether it is still there: one that restarted says no.
     pub keepalive: Duration,
+    /// For how long at most the thread asks for the next frame before it rests; zero: not at all.
+    pub stay_awake: Duration,
     /// How fast bytes and packets go.
     pub rates: Bounds,
 }
@@ -65,6 +67,7 @@ impl Default for Limits {
             udp_idle: Duration::from_secs(120),
             naming: Duration::from_secs(5),
             keepalive: Duration::from_secs(75),
+            stay_awake: Duration::from_micros(100),
             rates: Bounds::default(),
         }
     }

@@ -1,8 +1,10 @@
 //! What the flows of one stack share, and where a frame of the guest goes.
 
 use super::audit;
+use super::cable::Cable;
 use super::clock;
 use super::config::Config;
+use super::eager::Traffic;
 use super::endpoint::Spares;
 use super::fragments::{Fragments, Whole};
 use super::gate::{Gate, Resolver};
@@ -16,7 +18,6 @@ use super::reply::{self, Unreachable};
 use super::shaper::Shaper;
 use super::{datagram, dns, inbound, stand, tcp};
 use crate::policy::{Action, Direction, Flow, Protocol, Verdict};
-use rustix::io::Errno;
 use smoltcp::iface::Interface;
 use smoltcp::wire::{HardwareAddress, IpCidr};
 use std::any::Any;
@@ -65,8 +66,10 @@ pub struct Core {
     pub failed: Notify,
     /// Told when the first record is there to fetch.
     news: Notify,
+    pub traffic: Traffic,
     failure: RefCell<Option<String>>,
     link: AsyncFd<OwnedFd>,
+    cable: Cable,
     queue: RefCell<Queue>,
     fragments: RefCell<Fragments>,
     interface: RefCell<Interface>,
@@ -86,8 +89,8 @@ pub struct Parts {
 }
 
 impl Core {
-    /// `link` is a connected stream socket, not blocking. Needs the reactor of the runtime.
-    pub fn new(link: OwnedFd, config: Config, parts: Parts) -> io::Result<Rc<Core>> {
+    /// `link` is what `cable` says. Needs the reactor of the runtime.
+    pub fn new(link: OwnedFd, cable: Cable, config: Config, parts: Parts) -> io::Result<Rc<Core>> {
         let mut queue = Queue::new(config.ends.guest_mac, config.ends.gateway_mac);
         let mut port = Port::new(config.mtu, None, &mut queue);
         let settings = smoltcp::iface::Config::new(HardwareAddress::Ip);
@@ -131,8 +134,10 @@ impl Core {
             busy: Notify::new(),
             failed: Notify::new(),
             news: Notify::new(),
+            traffic: Traffic::default(),
             failure: RefCell::new(None),
             link,
+            cable,
             queue: RefCell::new(queue),
             fragments: RefCell::default(),
             interface: RefCell::new(interface),
@@ -146,6 +151,10 @@ impl Core {
 
     pub fn link(&self) -> &AsyncFd<OwnedFd> {
         &self.link
+    }
+
+    pub fn cable(&self) -> Cable {
+        self.cable
     }
 
     /// Run `future` beside the others. A panic in it ends the stack: it never goes on with less.
@@ -188,19 +197,14 @@ impl Core {
     /// Write what the link takes now. An error is the end of the link.
     pub fn flush(&self) -> io::Result<()> {
         let mut queue = self.queue.borrow_mut();
-        while !queue.pending().is_empty() {
-            let flags = rustix::net::SendFlags::NOSIGNAL | rustix::net::SendFlags::DONTWAIT;
-            match rustix::net::send(self.link.get_ref(), queue.pending(), flags) {
-                Ok(count) => queue.advance(count),
-                Err(Errno::AGAIN) => break,
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
+        self.cable.send(self.link.get_ref(), &mut queue)?;
         let frames = std::mem::take(&mut queue.frames);
         add(&self.metrics.frames_to_guest, frames as usize);
         let octets = std::mem::take(&mut queue.octets);
         add(&self.metrics.bytes_to_guest, octets as usize);
+        if frames > 0 {
+            self.traffic.note(frames, octets);
+        }
         if !queue.full() {
             self.room.notify_waiters();
         }

@@ -279,7 +279,9 @@ impl Datagrams {
             // A host that cannot be told cuts what is too large, as it would by itself.
             let _ = path::may_split(&self.socket, self.key.0, splits);
         }
-        // What the socket returns first may be the answer to an earlier datagram.
+        // What the socket returns first may be the answer to an earlier datagram. The guest is told each thing once: twice
+        // would count against its next datagram.
+        let mut told = None;
         for _ in 0..2 {
             // Past tokio, which believes that a new socket takes nothing until its reactor had a turn.
             match SockRef::from(&self.socket).send(data) {
@@ -291,7 +293,11 @@ impl Datagrams {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     return Err(Reject::Full)
                 }
-                Err(error) => self.failed(core, &error, about),
+                Err(error) if told == Some(error.kind()) => {}
+                Err(error) => {
+                    self.failed(core, &error, about);
+                    told = Some(error.kind());
+                }
             }
         }
         Ok(())

@@ -132,6 +132,17 @@ impl Queue {
         &self.bytes[self.sent..self.end]
     }
 
+    /// The first frame of `pending`, which has none half-written: the bytes it takes there, and the frame.
+    pub fn first(&self) -> (usize, &[u8]) {
+        match self.pending().split_first_chunk::<4>() {
+            Some((head, rest)) => {
+                let length = u32::from_be_bytes(*head) as usize;
+                (4 + length, &rest[..length])
+            }
+            None => (0, &[]),
+        }
+    }
+
     /// `count` bytes of `pending` were written.
     pub fn advance(&mut self, count: usize) {
         self.sent += count;

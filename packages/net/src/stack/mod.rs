@@ -8,6 +8,7 @@
 //! thread around it all.
 
 pub mod audit;
+pub mod cable;
 pub mod cache;
 pub mod clock;
 pub mod config;
@@ -15,6 +16,7 @@ pub mod core;
 pub mod datagram;
 pub mod diary;
 pub mod dns;
+pub mod eager;
 pub mod endpoint;
 pub mod exchange;
 pub mod forward;

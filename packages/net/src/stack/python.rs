@@ -41,6 +41,7 @@ struct Written {
     udp_idle_timeout: f64,
     time_wait: f64,
     naming_timeout: f64,
+    stay_awake: f64,
     audit_records: usize,
     rates: Vec<rate::Written>,
     ports: Vec<WrittenPort>,
@@ -94,6 +95,16 @@ fn seconds(what: &str, value: f64) -> PyResult<Duration> {
     duration
         .filter(|duration| !duration.is_zero())
         .ok_or_else(|| wrong(what, &value.to_string(), "a number of seconds above 0"))
+}
+
+fn awake(value: f64) -> PyResult<Duration> {
+    let duration = Duration::try_from_secs_f64(value).ok();
+    duration
+        .filter(|duration| *duration <= Duration::from_millis(1))
+        .ok_or_else(|| {
+            let wanted = "a number of seconds from 0 to 0.001";
+            wrong("stay_awake", &value.to_string(), wanted)
+        })
 }
 
 fn os_error(error: &io::Error) -> PyErr {
@@ -204,6 +215,7 @@ fn configuration(written: &Written) -> PyResult<Config> {
             udp_idle: seconds("udp_idle_timeout", written.udp_idle_timeout)?,
             rates: rate::Bounds::new(&written.rates).map_err(PyValueError::new_err)?,
             time_wait: seconds("time_wait", written.time_wait)?,
+            stay_awake: awake(written.stay_awake)?,
             naming: seconds("naming_timeout", written.naming_timeout)?,
             ..Limits::default()
         },

@@ -1,8 +1,10 @@
 //! A stack as its owner sees it: a thread that ends with its link, and the link with it.
 
 use super::audit::Ring;
+use super::cable::{Arrival, Cable};
 use super::config::Config;
 use super::core::{panic_text, watch, Bell, Core, Parts};
+use super::eager;
 use super::gate::{Gate, Resolver};
 use super::inbound;
 use super::link::Reader;
@@ -14,7 +16,7 @@ use super::tcp;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -65,7 +67,7 @@ pub struct Stack {
 }
 
 impl Stack {
-    /// Start a stack on `link`, a connected stream socket. `bell` is called from the stack's thread
+    /// Start a stack on `link`, a connected stream socket or a TAP (see `Cable`). `bell` is called from the stack's thread
     /// when audit records are there to fetch after none were, a moment after the first, and at the end.
     ///
     /// All ports of `config` are bound when it returns. If one cannot be, none is, and the error holds a
@@ -77,10 +79,7 @@ impl Stack {
         resolver: Box<dyn Resolver>,
         bell: Arc<dyn Fn() + Send + Sync>,
     ) -> io::Result<Stack> {
-        if rustix::net::sockopt::socket_type(&link)? != rustix::net::SocketType::STREAM {
-            let text = "the link is not a stream socket";
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
-        }
+        let cable = Cable::of(link.as_fd())?;
         let published = publish::bind(&config.ports)
             .map_err(|error| io::Error::new(error.error.kind(), error))?;
         let ports = published.iter().map(Published::address);
@@ -98,11 +97,11 @@ impl Stack {
             bell: Box::new(move || ring()) as Bell,
         };
         let outcome = Arc::clone(&end);
-        let down = Down(link.try_clone()?);
+        let down = Down(link.try_clone()?, cable);
         let thread = std::thread::Builder::new()
             .name("msb-net".to_owned())
             .spawn(move || {
-                let all = || whole(link, config, parts, published, inbox);
+                let all = || whole(link, cable, config, parts, published, inbox);
                 let ended = catch_unwind(AssertUnwindSafe(all));
                 let ended = ended.unwrap_or_else(|panic| {
                     End::Failed(format!("the network stack failed: {}", panic_text(&*panic)))
@@ -182,16 +181,17 @@ impl Drop for Stack {
 }
 
 /// The link goes down with the stack, however that ends and whoever else holds a descriptor of it.
-struct Down(OwnedFd);
+struct Down(OwnedFd, Cable);
 
 impl Drop for Down {
     fn drop(&mut self) {
-        let _ = rustix::net::shutdown(&self.0, rustix::net::Shutdown::Both);
+        self.1.cut(&self.0);
     }
 }
 
 fn whole(
     link: OwnedFd,
+    cable: Cable,
     config: Config,
     parts: Parts,
     published: Vec<Published>,
@@ -206,12 +206,14 @@ fn whole(
     let ended = runtime.and_then(|runtime| {
         let tasks = LocalSet::new();
         let ended = tasks.block_on(&runtime, async {
-            let core = Core::new(link, config, parts)?;
+            let core = Core::new(link, cable, config, parts)?;
             shaper::start(&core);
             let teller = Rc::clone(&core);
             core.spawn(async move { teller.tell().await });
             let collector = Rc::clone(&core);
             core.spawn(async move { prompt::collect(&collector).await });
+            let awake = Rc::clone(&core);
+            core.spawn(async move { eager::stay(&awake).await });
             inbound::serve(&core, published)?;
             let ended = serve(&core, inbox).await;
             core.forget();
@@ -267,38 +269,32 @@ async fn serve(core: &Rc<Core>, mut inbox: mpsc::UnboundedReceiver<Command>) -> 
                 }
             }
             () = core.busy.notified() => {}
-            ready = core.link().readable() => {
+            // A device that is gone says so by an error alone.
+            ready = core.link().ready(Interest::READABLE | Interest::ERROR) => {
                 let mut ready = ready?;
-                let space = reader.space();
-                let most = space.len();
-                let mut drained = false;
-                let read = ready.try_io(|link| {
-                    let flags = rustix::net::RecvFlags::DONTWAIT;
-                    let (count, _) = rustix::net::recv(link.get_ref(), space, flags)?;
-                    Ok(count)
-                });
-                // The kernel had no more, and tells when it has (epoll(7), edge-triggered): asking again would say so.
-                if matches!(read, Ok(Ok(count)) if 0 < count && count < most) {
-                    drained = true;
+                let Ok(arrival) = ready.try_io(|link| match core.cable().receive(link, &mut reader) {
+                    Ok(Arrival::Nothing) => Err(io::ErrorKind::WouldBlock.into()),
+                    other => other,
+                }) else {
+                    continue;
+                };
+                let more = match arrival? {
+                    Arrival::Frames { more } => more,
+                    Arrival::End if reader.partial() => {
+                        return Ok(End::Failed("the link ended inside a frame".to_owned()));
+                    }
+                    Arrival::End | Arrival::Nothing => return Ok(End::Closed),
+                };
+                if !more {
                     ready.clear_ready();
                 }
                 drop(ready);
-                match read {
-                    Err(_) => continue,
-                    Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => continue,
-                    Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(End::Closed),
-                    Ok(Err(error)) => return Err(error),
-                    Ok(Ok(0)) if reader.partial() => {
-                        return Ok(End::Failed("the link ended inside a frame".to_owned()));
-                    }
-                    Ok(Ok(0)) => return Ok(End::Closed),
-                    Ok(Ok(count)) => reader.filled(count),
-                }
                 loop {
                     match reader.frame_at() {
                         Ok(Some(place)) => {
                             add(&core.metrics.frames_from_guest, 1);
                             add(&core.metrics.bytes_from_guest, place.len());
+                            core.traffic.note(1, place.len() as u64);
                             core.frame(reader.frame(place));
                         }
                         Ok(None) => break,
@@ -308,7 +304,7 @@ async fn serve(core: &Rc<Core>, mut inbox: mpsc::UnboundedReceiver<Command>) -> 
                 tcp::settle(core);
                 core.flush()?;
                 // The flows have their turn between two batches, however fast the guest sends: if there is more.
-                if !drained {
+                if more {
                     tokio::task::yield_now().await;
                 }
             }

@@ -262,6 +262,9 @@ fn what_is_too_large_for_the_way_is_told_with_the_mtu() {
                 }
             }
             assert_eq!(guest.metric("bytes_sent"), 0);
+            // Each is told once. What is written together is counted together.
+            guest.until("counted", |guest| guest.metric("frames_to_guest") >= 4);
+            assert_eq!(guest.metric("frames_to_guest"), 4);
         },
     );
 }

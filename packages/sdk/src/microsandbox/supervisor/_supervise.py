@@ -23,7 +23,7 @@ from microsandbox_core.errors import BootFailed, CoreError, StorageError
 from microsandbox_core.kernel import Kernel, ensure_kernel
 from microsandbox_core.templates import Template, Templates, basis_of
 from microsandbox_core.upper import create_upper
-from microsandbox_core.vmm import Vm, Vmm, VmSpec, choose, device, start, start_mounted
+from microsandbox_core.vmm import Isolation, Vm, Vmm, VmSpec, choose, device, start, start_mounted
 
 from microsandbox import _life
 from microsandbox._config import MountConfig, NetworkConfig
@@ -341,12 +341,14 @@ class Supervision:
         config = NetworkConfig.unpack(self._launch.network)
         if config.is_open:
             # Else it is kept for a policy that is: the link is down until then.
-            self._open_network(vm.network, config)
+            self._open_network(vm, vm.network, config)
 
-    def _open_network(self, link: socket.socket, config: NetworkConfig) -> SandboxNetwork:
+    def _open_network(self, vm: Vm, link: socket.socket, config: NetworkConfig) -> SandboxNetwork:
         from microsandbox.supervisor.network import SandboxNetwork
 
-        self._network = SandboxNetwork(config, self._launch.identifier, link, self._directory.network_log)
+        log = self._directory.network_log
+        emulated = vm.isolation is Isolation.EMULATED
+        self._network = SandboxNetwork(config, self._launch.identifier, link, log, emulated=emulated)
         self._network.serve(self._server, self._lose_network)
         # What was denied to a command is on record when its end is known.
         self._relay.before_exec_end = self._network.settle
@@ -415,7 +417,7 @@ class Supervision:
             raise StateError(
                 f"the sandbox {self._launch.name!r} has failed to get a network before", hint=without
             )
-        network = self._open_network(self._vm.network.dup(), config)
+        network = self._open_network(self._vm, self._vm.network.dup(), config)
         # With a stack that ends the link is gone.
         self._vm.network.close()
         join(self._vm, self._relay, network, answer, self._give_up_network, without)

@@ -33,6 +33,9 @@ _SETTLE_TIME = 1.0
 """Seconds that the end of a command may wait for the record of what was denied to it: far more than a disk
 takes that works, and once only for one that does not."""
 
+EMULATED_STAY_AWAKE = 400e-6
+"""`StackConfig.stay_awake` for an emulated guest: so long it takes from an answer to its next request."""
+
 LIVE = ("preset", "rules", "strict")
 """What of a `NetworkConfig` can be changed while the sandbox runs."""
 
@@ -43,9 +46,17 @@ class SandboxNetwork:
     Raises `StartError` for a network that cannot be had: a port of the host that is taken, say.
     """
 
-    def __init__(self, config: NetworkConfig, identifier: str, link: socket.socket, log: Path) -> None:
+    def __init__(
+        self,
+        config: NetworkConfig,
+        identifier: str,
+        link: socket.socket,
+        log: Path,
+        *,
+        emulated: bool = False,
+    ) -> None:
         """`identifier`: the sandbox's id. `link`: the host's end of the card's link; it is closed here.
-        `log`: the file for the record."""
+        `log`: the file for the record. `emulated`: the guest's processor is."""
         self.ends: Link = link_of(identifier, **dict(zip(("ipv4", "ipv6"), families(), strict=True)))
         self._config = config
         self._log = AuditLog(log)
@@ -59,7 +70,10 @@ class SandboxNetwork:
                 self._files.give_back()
                 raise _no_network(f"the host's addresses cannot be read: {error.strerror}") from error
             try:
-                self._stack = Stack(link.fileno(), _stack_config(config, self.ends), self._policy(config))
+                settings = _stack_config(config, self.ends)
+                if emulated:
+                    settings = settings._replace(stay_awake=EMULATED_STAY_AWAKE)
+                self._stack = Stack(link.fileno(), settings, self._policy(config))
             except PolicyError as error:
                 self._give_up()
                 raise ConfigError(str(error), hint=error.hint, code=error.code) from error
