@@ -806,8 +806,9 @@ impl Inner {
                 let clean = self.guest_finished && self.upstream_finished;
                 (!clean || (rest == 0 && self.passed_on)).then_some(clean)
             }
-            // Both ends are known to both sides; the link loses nothing that would have to be repeated.
-            State::TimeWait => (rest == 0 && self.passed_on).then_some(true),
+            // Both ends are known to both sides, once the guest's was acknowledged; the link loses nothing that would
+            // have to be repeated.
+            State::TimeWait => (rest == 0 && self.passed_on && !self.prompt.owes()).then_some(true),
             _ => None,
         }
     }

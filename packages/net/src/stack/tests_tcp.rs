@@ -210,6 +210,26 @@ fn an_end_that_is_repeated_is_acknowledged_once_more() {
 }
 
 #[test]
+fn an_end_right_behind_a_request_is_acknowledged() {
+    let (port, thread) = server(|mut client| {
+        client.shutdown(Shutdown::Write).unwrap();
+        let mut read = Vec::new();
+        client.read_to_end(&mut read).unwrap();
+        assert_eq!(read, b"x");
+    });
+    let mut raw = Raw::new(config(), port);
+    let next = raw.connected();
+    assert_eq!(raw.next_with(FIN).sequence, next);
+    let next = next.wrapping_add(1);
+    // What is owed for the first is owed for both, and is paid although the flow is over.
+    raw.send(ACK | PSH, 1, next, b"x");
+    raw.send(FIN | ACK, 2, next, &[]);
+    while raw.next_with(ACK).acknowledged != 3 {}
+    raw.until("tcp_now", 0);
+    thread.join().unwrap();
+}
+
+#[test]
 fn a_flow_may_begin_anew_at_once() {
     let port = echo_server("127.0.0.1");
     let mut raw = Raw::new(config(), port);
